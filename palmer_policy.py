@@ -1,0 +1,551 @@
+"""PALMER: Parallel Attentive LSTM-Transformer, a policy with two memories and a learned gate between them.
+
+    x_t      = Encoder(o_t)                         CNN for images, small CNN for symbolic grids, MLP for vectors
+    h^L_t    = LayerNorm(LSTM(x_t, h_{t-1}, c_{t-1}))            short-term memory
+    h^T_t    = LayerNorm(Transformer(x_{t-M+1..t}))              long-term memory, within the episode
+    g_t      = sigmoid(W_g [h^T_t ; h^L_t] + b_g)                in (0,1)^D: 1 = Transformer, 0 = LSTM
+    z_t      = g_t * h^T_t + (1 - g_t) * h^L_t                   element by element
+    pi(a|z_t), V(z_t)                                            heads on a shared hidden layer
+
+Modules hold parameters only. What an agent remembers is a `MemoryState`, an argument and a return value, so that
+one and the same `forward` serves a single step of a rollout (T = 1) and a whole training segment (T > 1), with
+episode starts anywhere inside, and gives the same numbers both ways.
+
+Shapes everywhere: T steps, B sequences, L layers, H heads, D width, M memory length, C cached steps (C < M),
+K distinct observations, A action logits.
+"""
+
+import math
+from typing import NamedTuple
+
+import gymnasium as gym
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from gymnasium import spaces
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from input_error import InputError
+
+# MiniGrid encodes a cell as (object, colour, state); these are the numbers of values of each.
+GRID_VALUES = (11, 6, 4)
+# A uint8 image up to this many pixels wide is a symbolic MiniGrid view, a larger one is a picture.
+LARGEST_GRID = 19
+# Queries that attend at once: bounds the (queries x keys) attention matrix when segments are long.
+QUERY_BLOCK = 128
+
+
+class MemoryState(NamedTuple):
+    """What an agent remembers between two calls, for B sequences. A memory that an agent lacks has zero layers.
+
+    Never changed in place: a state may be kept, used twice, or carried on along two branches.
+    """
+
+    h: Tensor  # (L, B, D) LSTM hidden state
+    c: Tensor  # (L, B, D) LSTM cell state
+    cache: tuple[Tensor, ...]  # one per layer, (B, H, C, 2 D/H): keys and values of the last C steps
+    clock: Tensor  # (B,) int64, steps of the running episode so far
+
+    def select(self, index: Tensor) -> "MemoryState":
+        """The states of the sequences in `index` (int64 or bool mask)."""
+        return MemoryState(
+            self.h[:, index], self.c[:, index], tuple(kv[index] for kv in self.cache), self.clock[index]
+        )
+
+
+class PolicyOutput(NamedTuple):
+    logits: Tensor  # (T, B, A), the components of a MultiDiscrete action side by side
+    value: Tensor  # (T, B)
+    memory: Tensor  # (T, B, D), z
+    gate: Tensor | None  # (T, B, D) in (0, 1), 1 = Transformer; None where the agent has no gate
+
+
+def layer_init(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2)) -> nn.Module:
+    """Orthogonal weights and zero bias (Saxe et al. 2014), the usual start for PPO."""
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+# ---------------------------------------------------------------------------------------------------- encoder
+
+
+class ObservationEncoder(nn.Module):
+    """Observations to vectors: (K, *space.shape) -> (K, D).
+
+    - uint8 pictures (height, width, channels), both sides >= 36 pixels: the CNN of Mnih et al. 2015 with
+      `channels` feature maps in its three layers;
+    - uint8 symbolic MiniGrid views (k, k, 3), k <= 19: each cell one-hot, then a small CNN;
+    - float vectors (n,): an MLP.
+
+    Raises InputError for any other observation space.
+    """
+
+    def __init__(self, space: spaces.Box, width: int, channels: tuple[int, int, int] = (16, 32, 32)):
+        super().__init__()
+        shape = space.shape
+        if len(shape) == 1:
+            self.kind = "vector"
+            self.net = nn.Sequential(
+                layer_init(nn.Linear(shape[0], width)),
+                nn.Tanh(),
+                layer_init(nn.Linear(width, width)),
+                nn.Tanh(),
+            )
+        elif len(shape) == 3 and space.dtype == "uint8" and shape[0] <= LARGEST_GRID and shape[2] == 3:
+            self.kind = "grid"
+            self.net = nn.Sequential(
+                layer_init(nn.Conv2d(sum(GRID_VALUES), 32, 3, padding=1)),
+                nn.ReLU(),
+                nn.Flatten(),
+                layer_init(nn.Linear(32 * shape[0] * shape[1], width)),
+                nn.ReLU(),
+            )
+        elif len(shape) == 3 and space.dtype == "uint8" and min(shape[:2]) >= 36:
+            self.kind = "image"
+            a, b, c = channels
+            convolutions = nn.Sequential(
+                layer_init(nn.Conv2d(shape[2], a, 8, stride=4)),
+                nn.ReLU(),
+                layer_init(nn.Conv2d(a, b, 4, stride=2)),
+                nn.ReLU(),
+                layer_init(nn.Conv2d(b, c, 3, stride=1)),
+                nn.ReLU(),
+                nn.Flatten(),
+            )
+            flat = convolutions(torch.zeros(1, shape[2], shape[0], shape[1])).shape[1]
+            self.net = nn.Sequential(convolutions, layer_init(nn.Linear(flat, width)), nn.ReLU())
+        else:
+            raise InputError(
+                f"--env-id: its observations have shape {shape} and type {space.dtype}; allowed are float vectors, "
+                f"uint8 images (height, width, channels) of at least 36x36 pixels and MiniGrid's k x k x 3 views."
+            )
+
+    def forward(self, obs: Tensor) -> Tensor:
+        if self.kind == "image":
+            obs = obs.permute(0, 3, 1, 2).float() / 255
+        elif self.kind == "grid":
+            planes = [F.one_hot(obs[..., i].long(), n) for i, n in enumerate(GRID_VALUES)]
+            obs = torch.cat(planes, -1).permute(0, 3, 1, 2).float()
+        else:
+            obs = obs.float()
+        return self.net(obs)
+
+
+# ---------------------------------------------------------------------------------------- short-term memory
+
+
+class LSTMScan(torch.autograd.Function):
+    """The recurrent half of one LSTM layer over a segment, with resets inside.
+
+        h, c    <- keep_t * h_{t-1}, keep_t * c_{t-1}            keep_t = 0 where an episode starts, else 1
+        i,f,o,n  = sigma, sigma, sigma, tanh of (gates_x_t + W_hh h)
+        c_t      = f * c + i * n
+        h_t      = o * tanh(c_t)
+
+    torch.nn.LSTM knows no resets inside a sequence. A loop recorded by autograd would do, but would
+    multiply small matrices for W_hh's gradient at every step; written out, the backward pass needs one
+    product a step, and a single large one for W_hh at the end.
+
+    forward: gates_x (T, B, 4D) = W_ih x + b, weight W_hh (4D, D), h and c (B, D), keep (T, B, 1)
+             -> h of every step (T, B, D), last h (B, D), last c (B, D)
+    """
+
+    @staticmethod
+    def forward(ctx, gates_x, weight, h, c, keep):
+        T, B, D = gates_x.shape[0], gates_x.shape[1], weight.shape[1]
+        gates = torch.empty_like(gates_x)
+        hs, tanh_cs, kept_hs, kept_cs = (gates_x.new_empty(T, B, D) for _ in range(4))
+        weight_t = weight.t()
+        for t in range(T):
+            kept_h, kept_c = torch.mul(h, keep[t], out=kept_hs[t]), torch.mul(c, keep[t], out=kept_cs[t])
+            gate = torch.addmm(gates_x[t], kept_h, weight_t, out=gates[t])
+            gate[:, : 3 * D].sigmoid_()
+            gate[:, 3 * D :].tanh_()
+            i, f, o, n = gate.view(B, 4, D).unbind(1)
+            c = (f * kept_c).addcmul_(i, n)
+            h = torch.mul(o, torch.tanh(c, out=tanh_cs[t]), out=hs[t])
+        ctx.save_for_backward(gates, weight, kept_hs, kept_cs, tanh_cs, keep)
+        return hs, h.clone(), c
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_hs, grad_h, grad_c):
+        gates, weight, kept_hs, kept_cs, tanh_cs, keep = ctx.saved_tensors
+        T, B, D = kept_hs.shape
+        i, f, o, n = gates.view(T, B, 4, D).unbind(2)
+        # How far each pre-activation moves c_t (i, f, n) or h_t (o): everything that needs no gradient yet, so
+        # that the loop below is left with the least per step. Turned into the gradient in place, step by step.
+        grad_gates = torch.empty_like(gates)
+        slope = grad_gates.view(T, B, 4, D)
+        sigmoid_slope = (gates[..., : 3 * D] * (1 - gates[..., : 3 * D])).view(T, B, 3, D)
+        torch.mul(sigmoid_slope[:, :, 0], n, out=slope[:, :, 0])
+        torch.mul(sigmoid_slope[:, :, 1], kept_cs, out=slope[:, :, 1])
+        torch.mul(sigmoid_slope[:, :, 2], tanh_cs, out=slope[:, :, 2])
+        torch.mul(i, 1 - n * n, out=slope[:, :, 3])
+        c_to_h = o * (1 - tanh_cs * tanh_cs)
+        c_to_c = f * keep
+        for t in reversed(range(T)):
+            grad_h = grad_hs[t] + grad_h
+            grad_c = torch.addcmul(grad_c, grad_h, c_to_h[t])
+            slope[t, :, :2] *= grad_c[:, None]
+            slope[t, :, 2] *= grad_h
+            slope[t, :, 3] *= grad_c
+            grad_h = torch.mm(grad_gates[t], weight).mul_(keep[t])
+            grad_c = grad_c * c_to_c[t]
+        grad_weight = grad_gates.view(T * B, 4 * D).t() @ kept_hs.view(T * B, D)
+        return grad_gates, grad_weight, grad_h, grad_c, None
+
+
+class LSTMMemory(nn.Module):
+    """A stack of L LSTM layers of width D (Hochreiter & Schmidhuber 1997) that forget at every episode start."""
+
+    def __init__(self, width: int, layers: int):
+        super().__init__()
+        self.width = width
+        self.input = nn.ModuleList(layer_init(nn.Linear(width, 4 * width), 1.0) for _ in range(layers))
+        self.weight_hh = nn.ParameterList(nn.init.orthogonal_(torch.empty(4 * width, width)) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor, episode_start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (T, B, D), h and c (L, B, D), episode_start (T, B) bool -> h^L (T, B, D), new h, new c."""
+        keep = (~episode_start).to(x.dtype)[..., None]
+        last_h, last_c = [], []
+        for layer, (linear, weight_hh) in enumerate(zip(self.input, self.weight_hh, strict=True)):
+            x, h_l, c_l = LSTMScan.apply(linear(x), weight_hh, h[layer], c[layer], keep)
+            last_h.append(h_l)
+            last_c.append(c_l)
+        return self.norm(x), torch.stack(last_h), torch.stack(last_c)
+
+
+# ----------------------------------------------------------------------------------------- long-term memory
+
+
+def episode_clock(clock: Tensor, episode_start: Tensor) -> tuple[Tensor, Tensor]:
+    """Number every step within its episode.
+
+    clock (B,) steps before the segment, episode_start (T, B) bool -> position (T, B) and first (T, B), both
+    int64. `first` is the segment index of the episode's first step, negative if it lies before the segment:
+
+        clock = 2,  start  0 0 1 0 0 1     position  2  3  0  1  2  0     first  -2 -2  2  2  2  5
+    """
+    t = torch.arange(episode_start.shape[0], device=clock.device)[:, None]
+    first = torch.where(episode_start, t, -clock).cummax(0).values
+    return t - first, first
+
+
+def rotate(x: Tensor, angle: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021): turns the pairs (x_i, x_{i+d/2}) of x (T, B, H, d) by angle (T, B, d/2).
+
+    A product of a query and a key turned by their own positions depends on the distance between them only.
+    """
+    cos, sin = angle.cos()[:, :, None], angle.sin()[:, :, None]
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm self-attention and feed-forward (Vaswani et al. 2017; Parisotto et al. 2019 on the norm's place)."""
+
+    def __init__(self, width: int, heads: int, ff_width: int):
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.query_key_value = layer_init(nn.Linear(width, 3 * width), 1.0)
+        self.project = layer_init(nn.Linear(width, width), 1.0)
+        self.norm_ff = nn.LayerNorm(width)
+        self.ff = nn.Sequential(
+            layer_init(nn.Linear(width, ff_width)), nn.ReLU(), layer_init(nn.Linear(ff_width, width), 1.0)
+        )
+
+    def forward(
+        self, x: Tensor, cache: Tensor, angle: Tensor | None, blocks: list[tuple[slice, slice, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """x (T, B, D), cache (B, H, C, 2D/H) -> output (T, B, D), keys and values (B, H, C + T, 2D/H)."""
+        T, B, D = x.shape
+        q, k, v = self.query_key_value(self.norm_attention(x)).view(T, B, 3, self.heads, -1).unbind(2)
+        if angle is not None:
+            q, k = rotate(q, angle), rotate(k, angle)
+        keys_values = torch.cat((cache, torch.cat((k, v), -1).permute(1, 2, 0, 3)), 2)
+        k, v = keys_values.chunk(2, -1)
+        q = q.permute(1, 2, 0, 3)  # (B, H, T, D/H)
+        attended = [
+            F.scaled_dot_product_attention(q[:, :, queries], k[:, :, keys], v[:, :, keys], attn_mask=mask)
+            for queries, keys, mask in blocks
+        ]
+        attended = attended[0] if len(attended) == 1 else torch.cat(attended, 2)
+        x = x + self.project(attended.permute(2, 0, 1, 3).reshape(T, B, D))
+        return x + self.ff(self.norm_ff(x)), keys_values
+
+
+class TransformerMemory(nn.Module):
+    """A causal Transformer over the last M steps of the running episode, with cached keys and values.
+
+    As in Transformer-XL (Dai et al. 2019) the cache from before a segment is a constant: gradients reach
+    back to the segment's first step, the forward pass reaches M steps back through every layer.
+
+    `positions`: "rotary" (relative, Su et al. 2021) or "absolute" (sinusoids of the step within the episode,
+    Vaswani et al. 2017, added to x).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        memory_length: int,
+        ff_width: int,
+        positions: str = "rotary",
+    ):
+        super().__init__()
+        if width % heads or (width // heads) % 2:
+            raise InputError(f"--trxl-heads {heads}: must divide --width {width} into even parts.")
+        self.width, self.heads, self.memory_length, self.positions = width, heads, memory_length, positions
+        self.layers = nn.ModuleList(TransformerLayer(width, heads, ff_width) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        rotated = width if positions == "absolute" else width // heads
+        frequency = 10000 ** -(torch.arange(0, rotated, 2) / rotated)
+        self.register_buffer("frequency", frequency, persistent=False)
+
+    def forward(
+        self, x: Tensor, cache: tuple[Tensor, ...], clock: Tensor, episode_start: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        """x (T, B, D), cache L x (B, H, C, 2D/H), clock (B,), episode_start (T, B) bool -> h^T (T, B, D), and the
+        new cache and clock.
+        """
+        T, C = x.shape[0], cache[0].shape[2]
+        position, first = episode_clock(clock, episode_start)
+        angle = position[..., None] * self.frequency
+        if self.positions == "absolute":
+            x, angle = x + torch.cat((angle.sin(), angle.cos()), -1), None
+        blocks = self.attention_blocks(first, C)
+        clock = position[-1] + 1
+        # Steps that no query can reach any more leave the cache; on the CPU, where looking at a number costs
+        # nothing, so do those before the oldest running episode: a memory longer than any episode is then free.
+        kept = min(C + T, self.memory_length - 1)
+        if not x.is_cuda:
+            kept = min(kept, int(clock.max()))
+        new_cache = []
+        for layer, layer_cache in zip(self.layers, cache, strict=True):
+            x, keys_values = layer(x, layer_cache, angle, blocks)
+            new_cache.append(keys_values[:, :, C + T - kept :].detach())
+        return self.norm(x), tuple(new_cache), clock
+
+    def attention_blocks(self, first: Tensor, C: int) -> list[tuple[slice, slice, Tensor]]:
+        """Which keys each query sees: causal, at most M steps, within the episode.
+
+        Keys are numbered along cache and segment, query t stands at C + t. It sees lowest..C+t, where lowest is
+        its episode's first step or C + t - M + 1, whichever is later. With C = 2, T = 4, M = 3, the
+        cached steps of this episode and a new episode starting at t = 2 (x = seen):
+
+                    cache   segment
+            key     0 1     2 3 4 5
+            t = 0   x x     x . . .
+            t = 1   . x     x x . .
+            t = 2   . .     . . x .      <- episode start
+            t = 3   . .     . . x x
+
+        Returns (queries, keys, mask) for blocks of queries: two slices, and an additive mask (B, 1, queries, keys).
+        Every row has a key: a query always sees its own step.
+        """
+        T, device = first.shape[0], first.device
+        position = C + torch.arange(T, device=device)
+        lowest = torch.maximum(C + first, (position - self.memory_length + 1)[:, None])
+        blocks = []
+        for start in range(0, T, QUERY_BLOCK):
+            end = min(start + QUERY_BLOCK, T)
+            oldest = max(0, C + start - self.memory_length + 1)
+            if not first.is_cuda:
+                oldest = max(oldest, int(lowest[start:end].min()))
+            key = torch.arange(oldest, C + end, device=device)
+            rows = lowest[start:end].t()[:, None, :, None]  # (B, 1, queries, 1)
+            hidden = (key < rows) | (key > position[start:end, None])
+            mask = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -math.inf)
+            blocks.append((slice(start, end), slice(oldest, C + end), mask))
+        return blocks
+
+
+# ------------------------------------------------------------------------------------------------- the policy
+
+
+class AdaptiveGate(nn.Module):
+    """Blends two memories element by element:
+
+        g = floor + (1 - floor) sigmoid(W_g [h^T ; h^L] + b_g)
+        z = g * h^T + (1 - g) * h^L
+
+    `floor` is the least share of the Transformer, smooth (a clamp would have no gradient below it).
+    `fixed` holds the gate at that value instead of learning it.
+    """
+
+    def __init__(self, width: int, floor: float = 0.0, fixed: float | None = None):
+        super().__init__()
+        self.floor, self.fixed = floor, fixed
+        self.linear = layer_init(nn.Linear(2 * width, width), 0.1) if fixed is None else None
+
+    def forward(self, h_transformer: Tensor, h_lstm: Tensor) -> tuple[Tensor, Tensor]:
+        """Two memories (T, B, D) -> z (T, B, D), gate (T, B, D)."""
+        if self.linear is None:
+            gate = torch.full_like(h_transformer, self.fixed)
+        else:
+            gate = torch.sigmoid(self.linear(torch.cat((h_transformer, h_lstm), -1)))
+            gate = self.floor + (1 - self.floor) * gate
+        return torch.lerp(h_lstm, h_transformer, gate), gate
+
+
+class ActionDistribution:
+    """Independent categorical distributions, one for each component of a (Multi)Discrete action.
+
+    logits (..., A) with the components side by side; actions (...) for Discrete, (..., components) otherwise.
+    """
+
+    def __init__(self, logits: Tensor, action_space: spaces.Discrete | spaces.MultiDiscrete):
+        self.discrete = isinstance(action_space, spaces.Discrete)
+        sizes = action_sizes(action_space)
+        self.log_probs = [part.log_softmax(-1) for part in logits.split(sizes, -1)]
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """argmax of log p + Gumbel noise: a sample without building cumulative sums, on any device."""
+        noisy = [p - torch.empty_like(p).exponential_(generator=generator).log_() for p in self.log_probs]
+        return self._join([p.argmax(-1) for p in noisy])
+
+    def mode(self) -> Tensor:
+        return self._join([p.argmax(-1) for p in self.log_probs])
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        parts = [action] if self.discrete else action.unbind(-1)
+        chosen = [p.gather(-1, a[..., None]).squeeze(-1) for p, a in zip(self.log_probs, parts, strict=True)]
+        return sum(chosen)
+
+    def entropy(self) -> Tensor:
+        return sum(-(p.exp() * p).sum(-1) for p in self.log_probs)
+
+    def _join(self, parts: list[Tensor]) -> Tensor:
+        return parts[0] if self.discrete else torch.stack(parts, -1)
+
+
+def action_sizes(action_space: gym.Space) -> list[int]:
+    """Number of choices of each component of an action."""
+    if isinstance(action_space, spaces.Discrete):
+        return [int(action_space.n)]
+    if isinstance(action_space, spaces.MultiDiscrete) and len(action_space.shape) == 1:
+        return action_space.nvec.tolist()
+    raise InputError(f"--env-id: its action space is {action_space}; allowed are Discrete and MultiDiscrete.")
+
+
+class MemoryPolicy(nn.Module):
+    """What every agent shares: encoder, a memory that the subclass gives (`remember`), heads.
+
+    num_observations: size K of the recall head, which predicts from z_t the distinct observations met in
+    this episode so far (its loss is a training aid; acting does not need it).
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Box,
+        action_space: spaces.Discrete | spaces.MultiDiscrete,
+        num_observations: int,
+        width: int,
+        cnn_channels: tuple[int, int, int],
+    ):
+        super().__init__()
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.encoder = ObservationEncoder(observation_space, width, cnn_channels)
+        self.hidden = nn.Sequential(layer_init(nn.Linear(width, width)), nn.ReLU())
+        self.actor = layer_init(nn.Linear(width, sum(action_sizes(action_space))), 0.01)
+        self.critic = layer_init(nn.Linear(width, 1), 1.0)
+        self.recall = layer_init(nn.Linear(width, num_observations), 0.1)
+
+    def initial_state(self, batch: int) -> MemoryState:
+        """The empty memory of `batch` sequences."""
+        raise NotImplementedError
+
+    def remember(
+        self, x: Tensor, state: MemoryState, episode_start: Tensor
+    ) -> tuple[Tensor, Tensor | None, MemoryState]:
+        """x (T, B, D) -> memory z (T, B, D), gate (T, B, D) or None, new state."""
+        raise NotImplementedError
+
+    def forward(
+        self, obs: Tensor, state: MemoryState, episode_start: Tensor, obs_index: Tensor | None = None
+    ) -> tuple[PolicyOutput, MemoryState]:
+        """One step (T = 1) or a segment.
+
+        obs (T, B, *shape); or, so that equal observations are encoded once, obs (K, *shape) and obs_index
+        (T, B) int64, the number of each step's observation among them. episode_start (T, B) bool: the step is
+        the first of its episode; the memory is emptied before it.
+        """
+        if obs_index is None:
+            x = self.encoder(obs.flatten(0, 1)).unflatten(0, obs.shape[:2])
+        else:
+            x = F.embedding(obs_index, self.encoder(obs))
+        return self.act(x, state, episode_start)
+
+    def act(self, x: Tensor, state: MemoryState, episode_start: Tensor) -> tuple[PolicyOutput, MemoryState]:
+        """As `forward`, from observations that are encoded already: x (T, B, D)."""
+        z, gate, state = self.remember(x, state, episode_start)
+        hidden = self.hidden(z)
+        return PolicyOutput(self.actor(hidden), self.critic(hidden).squeeze(-1), z, gate), state
+
+    def distribution(self, logits: Tensor) -> ActionDistribution:
+        return ActionDistribution(logits, self.action_space)
+
+    def recall_logits(self, z: Tensor, count: int) -> Tensor:
+        """z (..., D) -> (..., count): logits of "observation k was met in this episode", for the first `count`."""
+        return F.linear(z, self.recall.weight[:count], self.recall.bias[:count])
+
+
+def empty_state(
+    policy: nn.Module,
+    batch: int,
+    lstm: LSTMMemory | None = None,
+    transformer: TransformerMemory | None = None,
+) -> MemoryState:
+    """An empty `MemoryState` for the memories that an agent has, on the device of its parameters."""
+    weight = next(policy.parameters())
+    layers = (len(lstm.input), batch, lstm.width) if lstm else (0, batch, 0)
+    cache = ()
+    if transformer:
+        head = transformer.width // transformer.heads
+        cache = tuple(weight.new_zeros(batch, transformer.heads, 0, 2 * head) for _ in transformer.layers)
+    clock = torch.zeros(batch, dtype=torch.int64, device=weight.device)
+    return MemoryState(weight.new_zeros(layers), weight.new_zeros(layers), cache, clock)
+
+
+class PalmerPolicy(MemoryPolicy):
+    """LSTM and Transformer side by side, blended by the adaptive gate."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Box,
+        action_space: spaces.Discrete | spaces.MultiDiscrete,
+        num_observations: int,
+        *,
+        width: int = 128,
+        cnn_channels: tuple[int, int, int] = (16, 32, 32),
+        lstm_layers: int = 1,
+        trxl_layers: int = 1,
+        trxl_heads: int = 4,
+        trxl_ff_mult: int = 2,
+        memory_length: int = 64,
+        positions: str = "rotary",
+        gate_floor: float = 0.0,
+        fixed_gate: float | None = None,
+    ):
+        super().__init__(observation_space, action_space, num_observations, width, cnn_channels)
+        self.lstm = LSTMMemory(width, lstm_layers)
+        self.transformer = TransformerMemory(
+            width, trxl_layers, trxl_heads, memory_length, trxl_ff_mult * width, positions
+        )
+        self.gate = AdaptiveGate(width, gate_floor, fixed_gate)
+
+    def initial_state(self, batch: int) -> MemoryState:
+        return empty_state(self, batch, self.lstm, self.transformer)
+
+    def remember(self, x: Tensor, state: MemoryState, episode_start: Tensor) -> tuple[Tensor, Tensor, MemoryState]:
+        h_lstm, h, c = self.lstm(x, state.h, state.c, episode_start)
+        h_transformer, cache, clock = self.transformer(x, state.cache, state.clock, episode_start)
+        z, gate = self.gate(h_transformer, h_lstm)
+        return z, gate, MemoryState(h, c, cache, clock)

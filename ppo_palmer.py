@@ -1,0 +1,567 @@
+"""PPO with PALMER: an LSTM and a Transformer side by side, blended by a learned gate.
+
+Source: Proximal Policy Optimization (Schulman et al. 2017, https://arxiv.org/abs/1707.06347), in the manner of
+CleanRL (https://github.com/vwxyzjn/cleanrl); the policy is in palmer_policy.py, the environments in memory_envs.py.
+
+    python ppo_palmer.py --env-id MiniGrid-MemoryS13-v0
+    python evaluate.py --checkpoint runs/RUN/checkpoint.pt
+
+One observation's way through this file: `rollout` plays T steps in N environments and keeps the memory state it
+started from; `advantages` looks back over the rewards; `update` runs whole sequences through the policy again, from
+that same state, so that the policy that learns is the policy that acted; `main` repeats. ppo_lstm.py and
+ppo_trxl.py differ from this file in `make_agent` and its flags alone.
+"""
+
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from evaluate import evaluate_policy
+from experiment import (
+    Interrupt,
+    Progress,
+    RunFolder,
+    check_args,
+    choose_device,
+    load_checkpoint,
+    random_state,
+    resume_args,
+    run_script,
+    save_checkpoint,
+    seed_everything,
+    set_random_state,
+    write_json,
+)
+from memory_envs import make_envs
+from palmer_policy import MemoryPolicy, MemoryState, PalmerPolicy
+
+ALGO = "palmer"
+
+
+@dataclass
+class Args:
+    exp_name: str = "ppo_palmer"
+    """name of this experiment, part of the run folder's name"""
+    preset: Literal["default", "report"] = "default"
+    """default: small network for a laptop; report: the settings of the original publication"""
+    seed: int = 1
+    """seed of everything random; the same seed gives the same run, bit for bit, on the CPU"""
+    torch_deterministic: bool = True
+    """ask PyTorch for deterministic kernels (matters on a GPU)"""
+    cuda: bool = True
+    """use the GPU if there is one"""
+    track: bool = False
+    """also log to Weights & Biases (needs `pip install wandb`)"""
+    wandb_project_name: str = "palmer"
+    """the Weights & Biases project"""
+    wandb_entity: str | None = None
+    """the Weights & Biases team"""
+    capture_video: bool = False
+    """record an episode at every evaluation, in the run folder's videos/"""
+    save_model: bool = True
+    """save checkpoint.pt in the run folder, while training and at the end"""
+    checkpoint_every: float = 60.0
+    """seconds between two checkpoints"""
+    run_dir: str = ""
+    """folder of this run; empty: runs/{env_id}__{exp_name}__{seed}__{unix_time}"""
+    resume: str = ""
+    """continue the run in this folder from its checkpoint"""
+
+    env_id: str = "MiniGrid-MemoryS13-v0"
+    """the environment: MiniGrid-Memory of any odd size, or any other Gymnasium id with discrete actions"""
+    env_backend: Literal["auto", "table", "gymnasium"] = "auto"
+    """table: enumerated MiniGrid Memory, exact and fast; gymnasium: the real package; auto: table where possible"""
+    obs_mode: Literal["rgb", "symbolic"] = "rgb"
+    """MiniGrid observations: pictures of 84x84 pixels, or cells as (object, colour, state)"""
+    agent_view_size: int = 3
+    """side of the agent's square view in MiniGrid, in cells (odd, at least 3)"""
+    max_episode_steps: int | None = None
+    """episode limit in steps; 0: the environment's own; not given: 96 for MiniGrid Memory, its own elsewhere"""
+
+    total_timesteps: int = 1_000_000
+    """environment steps of the whole run"""
+    num_envs: int = 128
+    """N, environments played at once"""
+    num_steps: int = 64
+    """T, steps of each environment in one rollout; gradients reach back this far at most"""
+    num_minibatches: int = 4
+    """minibatches an epoch, each a set of whole environments"""
+    update_epochs: int = 3
+    """passes over each rollout"""
+    learning_rate: float = 1e-3
+    """Adam's learning rate at the start"""
+    final_learning_rate: float | None = None
+    """learning rate at the end of annealing; not given: constant"""
+    anneal_steps: int = 0
+    """environment steps over which learning rate and entropy coefficient are annealed; 0: the whole run"""
+    gamma: float = 0.995
+    """discount factor"""
+    gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation"""
+    norm_adv: bool = True
+    """normalise the advantages of each rollout"""
+    clip_coef: float = 0.2
+    """PPO's clipping range of the probability ratio"""
+    clip_vloss: bool = False
+    """clip the value loss by the same range"""
+    ent_coef: float = 0.01
+    """entropy coefficient at the start"""
+    final_ent_coef: float | None = None
+    """entropy coefficient at the end of annealing; not given: constant"""
+    vf_coef: float = 0.5
+    """coefficient of the value loss"""
+    max_grad_norm: float = 0.5
+    """largest norm of the gradient"""
+    target_kl: float | None = None
+    """stop a rollout's epochs once the approximate KL divergence exceeds this"""
+    recall_coef: float = 1.0
+    """coefficient of the recall loss: predict from memory which observations this episode has shown (0: off)"""
+    visit_bonus: float = 0.03
+    """reward for each observation that is new in its episode, annealed to 0 over the run (0: off)"""
+
+    width: int = 128
+    """D, width of encoder output, memories and hidden layer"""
+    cnn_channels: tuple[int, int, int] = (16, 32, 32)
+    """feature maps of the three convolutions for images"""
+    lstm_layers: int = 1
+    """L of the LSTM"""
+    trxl_layers: int = 1
+    """L of the Transformer"""
+    trxl_heads: int = 4
+    """H, attention heads"""
+    trxl_ff_mult: int = 2
+    """width of the Transformer's feed-forward layers, in multiples of D"""
+    memory_length: int = 64
+    """M, steps the Transformer sees, the present one included"""
+    positions: Literal["rotary", "absolute"] = "rotary"
+    """positions in the Transformer: rotary (relative), or absolute sinusoids"""
+    gate_floor: float = 0.0
+    """least share of the Transformer in the gate"""
+    fixed_gate: float | None = None
+    """hold the gate at this value instead of learning it"""
+
+    eval_every: int = 100_000
+    """environment steps between two evaluations on the real environment (0: only at the end)"""
+    eval_episodes: int = 100
+    """episodes of each evaluation while training"""
+    final_eval_episodes: int = 1000
+    """episodes of the evaluation at the end"""
+
+
+PRESETS = {
+    "default": {},
+    "report": dict(
+        num_envs=32,
+        num_steps=512,
+        total_timesteps=2_000_000,
+        num_minibatches=8,
+        update_epochs=3,
+        learning_rate=2.75e-4,
+        final_learning_rate=1e-5,
+        anneal_steps=164_000_000,
+        norm_adv=False,
+        clip_coef=0.1,
+        clip_vloss=True,
+        ent_coef=1e-4,
+        final_ent_coef=1e-6,
+        max_grad_norm=0.25,
+        recall_coef=0.0,
+        visit_bonus=0.0,
+        width=384,
+        cnn_channels=(32, 64, 64),
+        lstm_layers=3,
+        trxl_layers=3,
+        trxl_ff_mult=1,
+        memory_length=119,
+        positions="absolute",
+        gate_floor=0.2,
+    ),
+}
+
+
+def make_agent(args: Args, observation_space, action_space, num_observations: int) -> MemoryPolicy:
+    """The one function in which the three scripts differ."""
+    return PalmerPolicy(
+        observation_space,
+        action_space,
+        num_observations,
+        width=args.width,
+        cnn_channels=args.cnn_channels,
+        lstm_layers=args.lstm_layers,
+        trxl_layers=args.trxl_layers,
+        trxl_heads=args.trxl_heads,
+        trxl_ff_mult=args.trxl_ff_mult,
+        memory_length=args.memory_length,
+        positions=args.positions,
+        gate_floor=args.gate_floor,
+        fixed_gate=args.fixed_gate,
+    )
+
+
+class Carry(NamedTuple):
+    """What passes from one rollout to the next, for N environments."""
+
+    obs: Tensor  # (N,) int64, number of the observation to act on
+    episode_start: Tensor  # (N,) bool, that observation is the first of its episode
+    state: MemoryState  # memory before it
+    seen: Tensor  # (N, K) bool, observations this episode has shown, the present one included
+    episode_return: Tensor  # (N,) float, true rewards of the running episode so far
+    episode_length: Tensor  # (N,) int64
+
+
+class Rollout(NamedTuple):
+    """T steps of N environments. All (T, N) unless said otherwise."""
+
+    state: MemoryState  # memory of the N environments before the first step
+    obs: Tensor  # int64
+    episode_start: Tensor  # bool
+    action: Tensor  # (T, N) or (T, N, components) int64
+    logprob: Tensor
+    value: Tensor
+    reward: Tensor  # with the visit bonus
+    done: Tensor  # bool, the step ended its episode
+    timeout_value: Tensor  # value of the true last observation where the step ended in a time-out, else 0
+    next_value: Tensor  # (N,) value of the observation after the last step
+    seen: Tensor  # (T, N, K) bool, the recall target
+    finished: Tensor  # (episodes, 3): return, length and success of every episode that ended
+    gate: Tensor | None  # (4,) mean, least, largest and standard deviation of the gate's values
+
+
+def first_carry(policy: MemoryPolicy, envs) -> Carry:
+    """Fresh episodes in all N environments, with an empty memory."""
+    obs = envs.reset()
+    N, device = envs.num_envs, obs.device
+    return Carry(
+        obs=obs,
+        episode_start=torch.ones(N, dtype=torch.bool, device=device),
+        state=policy.initial_state(N),
+        seen=F.one_hot(obs, envs.observations.capacity).bool(),
+        episode_return=torch.zeros(N, device=device),
+        episode_length=torch.zeros(N, dtype=torch.int64, device=device),
+    )
+
+
+@torch.no_grad()
+def rollout(args: Args, policy: MemoryPolicy, envs, carry: Carry, visit_bonus: float) -> tuple[Rollout, Carry]:
+    """Play T steps in N environments."""
+    T, N = args.num_steps, args.num_envs
+    table = envs.observations
+    carry = carry._replace(obs=table.keep(carry.obs))
+    obs, start, state, seen, episode_return, episode_length = carry
+    if not table.distinct:
+        seen = seen[:, :0]
+    features = policy.encoder(table.frames)  # the parameters stand still, so each frame is encoded once
+    steps, gates, finished = [], [], []
+    for _ in range(T):
+        features = encode_new(policy, table, features)
+        output, state_after = policy.act(features[obs][None], state, start[None])
+        distribution = policy.distribution(output.logits[0])
+        action = distribution.sample()
+        env_step = envs.step(action)
+        done = env_step.terminated | env_step.truncated
+
+        timeout_value = torch.zeros(N, device=obs.device)
+        if env_step.truncated.any():  # the memory as it was before the reset judges the true last observation
+            cut = env_step.truncated.nonzero().squeeze(1)
+            last = policy.encoder(table.frames[env_step.final_obs[cut]])
+            going_on = torch.zeros(1, len(cut), dtype=torch.bool, device=obs.device)
+            timeout_value[cut] = policy.act(last[None], state_after.select(cut), going_on)[0].value[0]
+
+        episode_return = episode_return + env_step.reward
+        episode_length = episode_length + 1
+        if done.any():
+            ended = torch.stack((episode_return, episode_length, env_step.success), 1)
+            finished.append(ended[done])
+
+        reward, seen_now = env_step.reward, seen
+        if table.distinct:
+            new = ~seen.gather(1, env_step.obs[:, None]).squeeze(1) & ~done
+            reward = reward + visit_bonus * new
+            seen = (seen & ~done[:, None]).scatter(1, env_step.obs[:, None], True)
+
+        logprob = distribution.log_prob(action)
+        steps.append((obs, start, action, logprob, output.value[0], reward, done, timeout_value, seen_now))
+        gates.append(output.gate)
+        obs, start, state = env_step.obs, done, state_after
+        episode_return, episode_length = episode_return * ~done, episode_length * ~done
+
+    features = encode_new(policy, table, features)
+    next_value = policy.act(features[obs][None], state, start[None])[0].value[0]
+    columns = [torch.stack(column) for column in zip(*steps, strict=True)]
+    batch = Rollout(
+        carry.state,
+        *columns[:8],
+        next_value,
+        columns[8],
+        torch.cat(finished) if finished else torch.zeros(0, 3, device=obs.device),
+        gate_statistics(gates),
+    )
+    return batch, Carry(obs, start, state, seen, episode_return, episode_length)
+
+
+def encode_new(policy: MemoryPolicy, table, features: Tensor) -> Tensor:
+    """Encodings of all frames, `features` (K, D) with those added that were met since it was made."""
+    if len(features) == table.count:
+        return features
+    return torch.cat((features, policy.encoder(table.frames[len(features) :])))
+
+
+def gate_statistics(gates: list[Tensor | None]) -> Tensor | None:
+    if gates[0] is None:
+        return None
+    gate = torch.cat(gates)
+    return torch.stack((gate.mean(), gate.min(), gate.max(), gate.std()))
+
+
+def advantages(args: Args, batch: Rollout) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016) -> advantages and returns, both (T, N).
+
+    An episode that ran into its time limit goes on, unseen: its last step looks ahead to `timeout_value`. A
+    terminated one has nothing ahead (timeout_value is 0 there).
+    """
+    advantage = torch.zeros_like(batch.value)
+    next_value, next_advantage = batch.next_value, torch.zeros_like(batch.next_value)
+    for t in reversed(range(len(advantage))):
+        going_on = ~batch.done[t]
+        ahead = next_value * going_on + batch.timeout_value[t]
+        delta = batch.reward[t] + args.gamma * ahead - batch.value[t]
+        advantage[t] = next_advantage = delta + args.gamma * args.gae_lambda * going_on * next_advantage
+        next_value = batch.value[t]
+    return advantage, advantage + batch.value
+
+
+def update(
+    args: Args, policy: MemoryPolicy, optimizer, table, batch: Rollout, ent_coef: float
+) -> dict[str, Tensor | float]:
+    """Several epochs of PPO over a rollout, in minibatches of whole environments -> averaged losses."""
+    advantage, returns = advantages(args, batch)
+    if args.norm_adv:
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    recall = args.recall_coef > 0 and table.distinct
+    totals: dict[str, list[Tensor]] = {}
+    for _ in range(args.update_epochs):
+        order = torch.randperm(args.num_envs, device=batch.obs.device)
+        for env in order.chunk(args.num_minibatches):
+            frames, obs_index = distinct_frames(table, batch.obs[:, env])
+            state = batch.state.select(env)
+            output, _ = policy(frames, state, batch.episode_start[:, env], obs_index)
+            distribution = policy.distribution(output.logits)
+            logratio = distribution.log_prob(batch.action[:, env]) - batch.logprob[:, env]
+            ratio = logratio.exp()
+
+            adv = advantage[:, env]
+            clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+            policy_loss = torch.max(-adv * ratio, -adv * clipped).mean()
+
+            value_error = (output.value - returns[:, env]) ** 2
+            if args.clip_vloss:
+                old_value = batch.value[:, env]
+                near = old_value + (output.value - old_value).clamp(-args.clip_coef, args.clip_coef)
+                value_error = torch.max(value_error, (near - returns[:, env]) ** 2)
+            value_loss = 0.5 * value_error.mean()
+
+            entropy = distribution.entropy().mean()
+            loss = policy_loss + args.vf_coef * value_loss - ent_coef * entropy
+            losses = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+            if recall:
+                seen = batch.seen[:, env, : table.count].float()
+                recall_logits = policy.recall_logits(output.memory, table.count)
+                losses["recall_loss"] = F.binary_cross_entropy_with_logits(recall_logits, seen)
+                loss = loss + args.recall_coef * losses["recall_loss"]
+
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+            optimizer.step()
+
+            with torch.no_grad():  # http://joschu.net/blog/kl-approx.html
+                losses["old_approx_kl"] = -logratio.mean()
+                losses["approx_kl"] = (ratio - 1 - logratio).mean()
+                losses["clipfrac"] = ((ratio - 1).abs() > args.clip_coef).float().mean()
+                for name, loss in losses.items():
+                    totals.setdefault(name, []).append(loss.detach())
+                if "first_minibatch_ratio_error" not in totals:
+                    totals["first_minibatch_ratio_error"] = [(ratio - 1).abs().max()]
+        if args.target_kl is not None and totals["approx_kl"][-1] > args.target_kl:
+            break
+    means = {name: torch.stack(values).mean().item() for name, values in totals.items()}
+    means["explained_variance"] = (1 - (returns - batch.value).var() / returns.var()).item()
+    return means
+
+
+def distinct_frames(table, obs: Tensor) -> tuple[Tensor, Tensor]:
+    """The frames a minibatch needs, each once: obs (T, B) -> frames (K, *shape), index among them (T, B)."""
+    if table.count <= obs.numel():
+        return table.frames, obs
+    numbers, index = obs.unique(return_inverse=True)
+    return table.frames[numbers], index
+
+
+def schedule(start: float, end: float | None, step: int, length: int) -> float:
+    """Linear from `start` to `end` over `length` steps, then `end`; constant where no end is given."""
+    return start if end is None else start + (end - start) * min(step / length, 1.0)
+
+
+def main(args: Args) -> dict:
+    """Train -> the summary that is also written to the run's folder. Raises InputError on wrong input."""
+    args = resume_args(args, Args)
+    check_args(args)
+    saved = load_checkpoint(Path(args.resume, "checkpoint.pt"), flag="--resume") if args.resume else None
+    device = choose_device(args.cuda)
+    seed_everything(args.seed, args.torch_deterministic)
+    envs = make_envs(
+        args.env_id,
+        args.num_envs,
+        backend=args.env_backend,
+        obs_mode=args.obs_mode,
+        agent_view_size=args.agent_view_size,
+        max_episode_steps=args.max_episode_steps,
+        seed=args.seed,
+        device=device,
+    )
+    table = envs.observations
+    policy = make_agent(args, table.space, envs.action_space, table.capacity).to(device)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    run = RunFolder(args.resume or args.run_dir, args, ALGO, saved and saved["log_sizes"])
+    progress = Progress(args.total_timesteps)
+
+    carry = first_carry(policy, envs)
+    step, seconds, milestones, recent = 0, 0.0, {}, deque(maxlen=500)  # recent: return, length, success
+    if saved:
+        policy.load_state_dict(saved["policy"])
+        optimizer.load_state_dict(saved["optimizer"])
+        envs.load_state_dict(saved["envs"])
+        step, seconds, milestones = saved["step"], saved["seconds"], saved["milestones"]
+        recent.extend(saved["recent"])
+        if envs.exact_resume:
+            carry = Carry(*saved["carry"][:2], MemoryState(*saved["carry"][2]), *saved["carry"][3:])
+        else:
+            carry = first_carry(policy, envs)
+            progress.note(f"{args.env_id}: its inner state cannot be saved, so all episodes start anew.")
+        set_random_state(saved["random"])
+
+    def save() -> None:
+        if args.save_model:
+            payload = {
+                "algo": ALGO,
+                "args": asdict(args),
+                "policy": policy.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "envs": envs.state_dict(),
+                "carry": [tuple(part) if isinstance(part, MemoryState) else part for part in carry],
+                "step": step,
+                "seconds": seconds,
+                "milestones": milestones,
+                "recent": list(recent),
+                "random": random_state(),
+                "log_sizes": run.log_sizes(),
+            }
+            save_checkpoint(run.checkpoint_file, payload)
+
+    last_save = time.monotonic()
+    recalled = True
+    with Interrupt() as interrupt:
+        while step < args.total_timesteps and not interrupt.requested:
+            began = time.monotonic()
+            anneal_steps = args.anneal_steps or args.total_timesteps
+            learning_rate = schedule(args.learning_rate, args.final_learning_rate, step, anneal_steps)
+            ent_coef = schedule(args.ent_coef, args.final_ent_coef, step, anneal_steps)
+            visit_bonus = schedule(args.visit_bonus, 0.0, step, args.total_timesteps)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+
+            batch, carry = rollout(args, policy, envs, carry, visit_bonus)
+            losses = update(args, policy, optimizer, table, batch, ent_coef)
+
+            previous, step = step, step + args.num_envs * args.num_steps
+            seconds += time.monotonic() - began
+            recent.extend(batch.finished.tolist())
+            metrics = {f"losses/{name}": value for name, value in losses.items()}
+            metrics |= {
+                "charts/learning_rate": learning_rate,
+                "charts/entropy_coefficient": ent_coef,
+                "charts/visit_bonus": visit_bonus,
+                "charts/SPS": step / seconds,
+            }
+            success_rate = None
+            if recent:
+                returns, lengths, successes = (sum(x) / len(recent) for x in zip(*recent, strict=True))
+                metrics |= {"charts/episodic_return": returns, "charts/episodic_length": lengths}
+                if envs.has_success:
+                    metrics["train/success_rate"] = success_rate = successes
+                    for level in ("0.95", "0.99"):
+                        if len(recent) == recent.maxlen and successes >= float(level):
+                            milestones.setdefault(level, [step, seconds])
+            if batch.gate is not None:
+                names = ("agf_value", "min_gate_value", "max_gate_value", "std_gate_value")
+                metrics |= {f"gates/{n}": v for n, v in zip(names, batch.gate.tolist(), strict=True)}
+            if recalled and not table.distinct and (args.recall_coef or args.visit_bonus):
+                recalled = False
+                progress.note(
+                    f"{args.env_id} shows more than {table.capacity} distinct observations: recall loss and "
+                    f"visit bonus are off."
+                )
+            progress.update(
+                step,
+                sps=step / seconds,
+                success_rate=success_rate,
+                length=metrics.get("charts/episodic_length"),
+                episodic_return=metrics.get("charts/episodic_return"),
+            )
+            if args.eval_every and step // args.eval_every > previous // args.eval_every:
+                metrics |= eval_metrics(held_out(args, policy, run, step, args.eval_episodes))
+            run.log(step, metrics)
+            if time.monotonic() - last_save > args.checkpoint_every:
+                save()
+                last_save = time.monotonic()
+        save()
+    progress.close()
+
+    evaluation = None
+    if interrupt.requested:
+        print(f"Stopped after {step} of {args.total_timesteps} steps; go on with --resume {run.path}")
+    else:
+        evaluation = held_out(args, policy, run, step, args.final_eval_episodes)
+        run.log(step, eval_metrics(evaluation))
+    summary = {
+        "algo": ALGO,
+        "env_id": args.env_id,
+        "seed": args.seed,
+        "steps": step,
+        "seconds": seconds,
+        "sps": step / max(seconds, 1e-9),
+        "run_dir": str(run.path),
+        "evaluation": evaluation,
+    }
+    for level in ("0.95", "0.99"):
+        summary[f"steps_to_{level}"], summary[f"seconds_to_{level}"] = milestones.get(level, (None, None))
+    if not interrupt.requested:
+        write_json(run.summary_file, summary)
+    run.close()
+    envs.close()
+    return summary
+
+
+def held_out(args: Args, policy: MemoryPolicy, run: RunFolder, step: int, episodes: int) -> dict:
+    """Evaluate on the real environment with held-out seeds; leaves training's random state alone."""
+    video = run.videos / f"step_{step}.mp4" if args.capture_video else None
+    evaluation = evaluate_policy(policy, args, ALGO, step, episodes=episodes, seed=args.seed, video=video)
+    if video:
+        run.log_video(step, video)
+    return evaluation
+
+
+def eval_metrics(evaluation: dict) -> dict[str, float | None]:
+    names = {"reward": "mean_return", "episode_length": "mean_length", "success_rate": "success_rate"}
+    return {f"evals/{name}": evaluation[key] for name, key in names.items()}
+
+
+if __name__ == "__main__":
+    run_script(main, Args, PRESETS, __doc__)

@@ -1,0 +1,269 @@
+"""The three policies: one forward for a step and a segment, and memory that sees exactly what it may."""
+
+import pytest
+import torch
+from gymnasium import spaces
+
+import palmer_policy
+import ppo_lstm
+import ppo_palmer
+import ppo_trxl
+from input_error import InputError
+from palmer_policy import (
+    ActionDistribution,
+    AdaptiveGate,
+    LSTMMemory,
+    LSTMScan,
+    ObservationEncoder,
+    TransformerMemory,
+)
+
+SCRIPTS = [ppo_palmer, ppo_lstm, ppo_trxl]
+WITH_TRANSFORMER = [ppo_palmer, ppo_trxl]
+VECTOR = spaces.Box(-1, 1, (5,))
+M = 6
+
+
+def small_policy(script, **flags):
+    torch.manual_seed(0)
+    args = script.Args(width=32)
+    flags = {"memory_length": M, "trxl_layers": 2, "lstm_layers": 2, "positions": "rotary"} | flags
+    for name, value in flags.items():
+        if hasattr(args, name):
+            setattr(args, name, value)
+    policy = script.make_agent(args, VECTOR, spaces.Discrete(3), num_observations=7)
+    torch.nn.init.normal_(policy.actor.weight)  # its usual start is too small to show differences
+    return policy
+
+
+def carried_state(policy, B):
+    """The state after a first segment with episode starts of its own, longer than the memory."""
+    with torch.no_grad():
+        return policy(torch.randn(13, B, 5), policy.initial_state(B), torch.rand(13, B) < 0.15)[1]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("B", [1, 4])
+@pytest.mark.parametrize("positions", ["rotary", "absolute"])
+def test_step_by_step_equals_segment(script, B, positions):
+    policy = small_policy(script, positions=positions)
+    T = 40
+    obs, start = torch.randn(T, B, 5), torch.rand(T, B) < 0.1
+    start[3, 0] = True
+    start[-2, 0] = True
+    state = carried_state(policy, B)
+    segment, after_segment = policy(obs, state, start)
+    steps = []
+    for t in range(T):
+        output, state = policy(obs[t : t + 1], state, start[t : t + 1])
+        steps.append(output)
+    for name in ("logits", "value", "memory"):
+        stepped = torch.cat([getattr(output, name) for output in steps])
+        torch.testing.assert_close(stepped, getattr(segment, name), atol=1e-5, rtol=0)
+    assert torch.equal(state.clock, after_segment.clock)
+    for stepped, whole in zip(
+        (state.h, state.c, *state.cache), (*after_segment[:2], *after_segment.cache), strict=True
+    ):
+        torch.testing.assert_close(stepped, whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_state_is_never_changed_in_place(script):
+    policy = small_policy(script)
+    state = carried_state(policy, 3)
+    before = [part.clone() for part in (state.h, state.c, *state.cache, state.clock)]
+    obs, start = torch.randn(4, 3, 5), torch.zeros(4, 3, dtype=torch.bool)
+    first = policy(obs, state, start)[0]
+    second = policy(obs, state, start)[0]
+    for part, copy in zip((state.h, state.c, *state.cache, state.clock), before, strict=True):
+        assert torch.equal(part, copy)
+    assert torch.equal(first.logits, second.logits)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_nothing_leaks_from_the_future_other_episodes_or_environments(script):
+    policy = small_policy(script)
+    T, B, t, reset = 24, 3, 10, 15
+    state = carried_state(policy, B)
+    obs, start = torch.randn(T, B, 5), torch.zeros(T, B, dtype=torch.bool)
+    start[reset, 0] = True
+    changed = obs.clone()
+    changed[t, 0] += 1.0
+    a, b = policy(obs, state, start)[0].memory, policy(changed, state, start)[0].memory
+    difference = (a - b).abs().amax(-1)  # (T, B)
+    assert difference[:t, 0].max() < 1e-6, "a step sees the future"
+    assert difference[reset:, 0].max() < 1e-6, "an episode sees the one before it"
+    assert difference[:, 1:].max() < 1e-6, "an environment sees another one"
+    assert difference[t:reset, 0].min() > 1e-4, "the episode itself must remember the change"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_episode_start_empties_the_carried_state(script):
+    policy = small_policy(script)
+    obs, start = torch.randn(5, 2, 5), torch.zeros(5, 2, dtype=torch.bool)
+    start[0] = True
+    fresh = policy(obs, policy.initial_state(2), start)[0].logits
+    torch.testing.assert_close(policy(obs, carried_state(policy, 2), start)[0].logits, fresh, atol=1e-6, rtol=0)
+
+
+def test_one_transformer_layer_sees_exactly_the_last_M_steps():
+    policy = small_policy(ppo_trxl, trxl_layers=1)
+    obs, start = torch.randn(20, 1, 5), torch.zeros(20, 1, dtype=torch.bool)
+    changed = obs.clone()
+    changed[4] += 1.0
+    state = policy.initial_state(1)
+    difference = (policy(obs, state, start)[0].memory - policy(changed, state, start)[0].memory).abs().amax((1, 2))
+    assert difference[4 : 4 + M].min() > 1e-5
+    assert difference[4 + M :].max() < 1e-6
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("back", [1, M - 1])
+def test_gradient_reaches_the_cue(script, back):
+    policy = small_policy(script)
+    obs, start = torch.randn(20, 2, 5, requires_grad=True), torch.zeros(20, 2, dtype=torch.bool)
+    output, _ = policy(obs, carried_state(policy, 2), start)
+    output.logits[-1, 0].sum().backward()
+    assert obs.grad[-1 - back, 0].abs().max() > 1e-6
+    assert obs.grad[:, 1].abs().max() == 0
+
+
+@pytest.mark.parametrize("script", WITH_TRANSFORMER)
+def test_blocks_of_queries_change_nothing(script, monkeypatch):
+    policy = small_policy(script)
+    state = carried_state(policy, 3)
+    obs, start = torch.randn(23, 3, 5), torch.rand(23, 3) < 0.1
+    whole = policy(obs, state, start)[0].logits
+    monkeypatch.setattr(palmer_policy, "QUERY_BLOCK", 4)
+    torch.testing.assert_close(policy(obs, state, start)[0].logits, whole, atol=2e-5, rtol=0)
+
+
+def test_attention_mask_by_hand():
+    """The example drawn in TransformerMemory.attention_blocks."""
+    memory = TransformerMemory(width=8, layers=1, heads=2, memory_length=3, ff_width=8)
+    clock, start = torch.tensor([2]), torch.tensor([[0], [0], [1], [0]]).bool()
+    position, first = palmer_policy.episode_clock(clock, start)
+    assert position[:, 0].tolist() == [2, 3, 0, 1]
+    ((queries, keys, mask),) = memory.attention_blocks(first, C=2)
+    assert (queries, keys) == (slice(0, 4), slice(0, 6))
+    seen = [[1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 1, 1]]
+    assert (mask[0, 0] == 0).int().tolist() == seen
+
+
+@pytest.mark.parametrize("script", WITH_TRANSFORMER)
+def test_an_unused_memory_costs_nothing(script):
+    """The cache is as long as the longest running episode, not as long as the memory."""
+    policy = small_policy(script, memory_length=10_000)
+    start = torch.zeros(9, 2, dtype=torch.bool)
+    start[4], start[6, 0] = True, True
+    state = policy(torch.randn(9, 2, 5), policy.initial_state(2), start)[1]
+    assert [kv.shape[2] for kv in state.cache] == [5, 5]
+
+
+def test_lstm_equals_torch_without_resets():
+    torch.manual_seed(0)
+    D, T, B = 8, 9, 3
+    ours, theirs = LSTMMemory(D, layers=2), torch.nn.LSTM(D, D, num_layers=2)
+
+    def their_order(weight):  # i, f, o, n -> i, f, n, o
+        i, f, o, n = weight.chunk(4)
+        return torch.cat((i, f, n, o))
+
+    for layer in range(2):
+        getattr(theirs, f"weight_ih_l{layer}").data = their_order(ours.input[layer].weight.data)
+        getattr(theirs, f"weight_hh_l{layer}").data = their_order(ours.weight_hh[layer].data)
+        getattr(theirs, f"bias_ih_l{layer}").data.zero_()
+        getattr(theirs, f"bias_hh_l{layer}").data.zero_()
+    x, h, c = torch.randn(T, B, D), torch.randn(2, B, D), torch.randn(2, B, D)
+    y, last_h, last_c = ours(x, h, c, torch.zeros(T, B, dtype=torch.bool))
+    y_theirs, (last_h_theirs, last_c_theirs) = theirs(x, (h, c))
+    torch.testing.assert_close(y, ours.norm(y_theirs), atol=1e-5, rtol=0)
+    torch.testing.assert_close(last_h, last_h_theirs, atol=1e-6, rtol=0)
+    torch.testing.assert_close(last_c, last_c_theirs, atol=1e-6, rtol=0)
+
+
+def test_lstm_gradients_with_resets():
+    torch.manual_seed(0)
+    T, B, D = 5, 2, 3
+    shapes = [(T, B, 4 * D), (4 * D, D), (B, D), (B, D)]
+    inputs = [torch.randn(shape, dtype=torch.double, requires_grad=True) for shape in shapes]
+    keep = torch.tensor([[1, 1], [0, 1], [1, 1], [1, 0], [1, 1]], dtype=torch.double)[..., None]
+    assert torch.autograd.gradcheck(LSTMScan.apply, (*inputs, keep))
+
+
+def test_gate_blends_element_by_element_and_keeps_its_floor():
+    a, b = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    gate = AdaptiveGate(4, floor=0.2)
+    torch.nn.init.normal_(gate.linear.weight, std=20.0)
+    z, g = gate(a, b)
+    torch.testing.assert_close(z, g * a + (1 - g) * b)
+    sigmoid = torch.sigmoid(gate.linear(torch.cat((a, b), -1)))
+    torch.testing.assert_close(g, 0.2 + 0.8 * sigmoid)
+    assert g.min() >= 0.2 and g.min() < 0.3 and g.max() > 0.9
+    z, g = AdaptiveGate(4, fixed=0.5)(a, b)
+    torch.testing.assert_close(z, (a + b) / 2)
+
+
+@pytest.mark.parametrize(
+    "space, kind",
+    [
+        (spaces.Box(0, 255, (84, 84, 3), "uint8"), "image"),
+        (spaces.Box(0, 255, (3, 3, 3), "uint8"), "grid"),
+        (spaces.Box(0, 255, (7, 7, 3), "uint8"), "grid"),
+        (spaces.Box(-1, 1, (4,)), "vector"),
+    ],
+)
+def test_encoder_kinds(space, kind):
+    encoder = ObservationEncoder(space, width=16)
+    obs = torch.zeros(2, *space.shape, dtype=torch.uint8 if kind != "vector" else torch.float32)
+    obs[1, 0] = 1
+    x = encoder(obs)
+    assert encoder.kind == kind and x.shape == (2, 16)
+    assert not torch.equal(x[0], x[1])
+
+
+@pytest.mark.parametrize("space", [spaces.Box(0, 255, (24, 24, 3), "uint8"), spaces.Box(-1, 1, (4, 4))])
+def test_encoder_refuses_other_observations(space):
+    with pytest.raises(InputError, match="--env-id"):
+        ObservationEncoder(space, width=16)
+
+
+def test_heads_must_divide_width():
+    with pytest.raises(InputError, match="--trxl-heads 5"):
+        small_policy(ppo_trxl, trxl_heads=5)
+
+
+def test_encoding_distinct_observations_once_is_exact():
+    """Values and gradients are those of encoding every step's own observation."""
+    policy = small_policy(ppo_palmer)
+    frames, index = torch.randn(4, 5), torch.randint(4, (12, 3))
+    state, start = policy.initial_state(3), torch.rand(12, 3) < 0.2
+    gradients = []
+    for obs, obs_index in ((frames[index], None), (frames, index)):
+        policy.zero_grad()
+        output, _ = policy(obs, state, start, obs_index)
+        (output.logits.square().sum() + output.value.sum()).backward()
+        gradients.append([parameter.grad.clone() for parameter in policy.encoder.parameters()])
+        logits = output.logits if obs_index is None else logits
+    torch.testing.assert_close(output.logits, logits, atol=1e-6, rtol=0)
+    for plain, interned in zip(*gradients, strict=True):
+        assert plain.abs().max() > 0
+        torch.testing.assert_close(plain, interned, atol=1e-4, rtol=1e-4)
+
+
+def test_action_distribution_against_torch():
+    torch.manual_seed(0)
+    logits = torch.randn(5, 7)
+    ours = ActionDistribution(logits, spaces.MultiDiscrete([3, 4]))
+    theirs = [torch.distributions.Categorical(logits=part) for part in logits.split([3, 4], -1)]
+    action = ours.sample()
+    assert action.shape == (5, 2)
+    torch.testing.assert_close(
+        ours.log_prob(action), sum(d.log_prob(a) for d, a in zip(theirs, action.T, strict=True))
+    )
+    torch.testing.assert_close(ours.entropy(), sum(d.entropy() for d in theirs))
+    assert torch.equal(ours.mode(), torch.stack([d.probs.argmax(-1) for d in theirs], -1))
+
+    one = ActionDistribution(logits[:1].expand(20_000, 7), spaces.Discrete(7))
+    frequency = torch.bincount(one.sample(), minlength=7) / 20_000
+    torch.testing.assert_close(frequency, logits[0].softmax(-1), atol=0.015, rtol=0)

@@ -1,0 +1,307 @@
+"""The PPO loop of the three scripts: what it collects, what it learns from, and that all three are the same."""
+
+import dataclasses
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import ppo_lstm
+import ppo_palmer
+import ppo_trxl
+from memory_envs import ObservationTable, Step, make_envs
+
+SCRIPTS = [ppo_palmer, ppo_lstm, ppo_trxl]
+PHASES = [
+    "Carry",
+    "Rollout",
+    "first_carry",
+    "rollout",
+    "encode_new",
+    "gate_statistics",
+    "advantages",
+    "update",
+    "distinct_frames",
+    "schedule",
+    "main",
+    "held_out",
+    "eval_metrics",
+]
+
+
+def small_args(script, **flags):
+    args = script.Args(width=16, num_envs=6, num_steps=20, num_minibatches=2, visit_bonus=0.5)
+    flags = {"memory_length": 5, "trxl_heads": 2, "trxl_layers": 2, "lstm_layers": 2} | flags
+    for name, value in flags.items():
+        if hasattr(args, name):
+            setattr(args, name, value)
+    return args
+
+
+def make_policy(script, args, envs):
+    torch.manual_seed(0)
+    policy = script.make_agent(args, envs.observations.space, envs.action_space, envs.observations.capacity)
+    torch.nn.init.normal_(policy.actor.weight, std=0.3)  # so that memory moves the probabilities
+    return policy
+
+
+class ScriptedEnvs:
+    """Environments that play given observation numbers, whatever the agent does.
+
+    script: for each environment, its first observation and then for each step a dict with the number of the
+    observation that it leads to, and optionally reward, how its episode ends, and the next one's first observation.
+    """
+
+    def __init__(self, first: list[int], steps: list[list[dict]], num_observations: int = 6):
+        self.num_envs, self.first, self.script, self.t = len(first), first, steps, 0
+        frames = torch.randn(num_observations, 4, generator=torch.Generator().manual_seed(0))
+        self.observations = ObservationTable(spaces.Box(-9, 9, (4,)), num_observations, frames=frames)
+        self.action_space = spaces.Discrete(3)
+
+    def reset(self):
+        self.t = 0
+        return torch.tensor(self.first)
+
+    def step(self, action):
+        rows = [env[self.t] for env in self.script]
+        self.t += 1
+        ends = [row.get("end") for row in rows]
+        return Step(
+            obs=torch.tensor([row.get("next", row["obs"]) for row in rows]),
+            reward=torch.tensor([float(row.get("reward", 0)) for row in rows]),
+            terminated=torch.tensor([end == "terminated" for end in ends]),
+            truncated=torch.tensor([end == "truncated" for end in ends]),
+            final_obs=torch.tensor([row["obs"] for row in rows]),
+            success=torch.tensor(
+                [end == "terminated" and row.get("reward", 0) > 0 for row, end in zip(rows, ends, strict=True)]
+            ),
+        )
+
+
+TOY = ScriptedEnvs(
+    first=[0, 1],
+    steps=[
+        [
+            {"obs": 1},
+            {"obs": 0, "reward": 1.0},
+            {"obs": 2, "end": "truncated", "next": 3},
+            {"obs": 3},
+            {"obs": 4, "reward": 2.0},
+        ],
+        [
+            {"obs": 2},
+            {"obs": 3, "reward": 3.0, "end": "terminated", "next": 2},
+            {"obs": 1},
+            {"obs": 2},
+            {"obs": 5, "end": "truncated", "next": 0},
+        ],
+    ],
+)
+
+
+def toy_rollout(script, visit_bonus=0.0):
+    args = small_args(script, num_envs=2, num_steps=5)
+    policy = make_policy(script, args, TOY)
+    return args, policy, *script.rollout(args, policy, TOY, script.first_carry(policy, TOY), visit_bonus)
+
+
+# ------------------------------------------------------------------------------- the policy that acted learns
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("num_envs, memory_length", [(6, 5), (6, 64), (1, 5)])
+def test_first_minibatch_has_ratio_one_at_every_step(script, num_envs, memory_length):
+    args = small_args(script, num_envs=num_envs, num_minibatches=1, memory_length=memory_length)
+    envs = make_envs("MiniGrid-MemoryS7-v0", num_envs, max_episode_steps=17, seed=3)
+    policy = make_policy(script, args, envs)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
+    carry = script.first_carry(policy, envs)
+    carried = False
+    for _ in range(3):
+        batch, carry = script.rollout(args, policy, envs, carry, args.visit_bonus)
+        output, _ = policy(envs.observations.frames, batch.state, batch.episode_start, batch.obs)
+        ratio = (policy.distribution(output.logits).log_prob(batch.action) - batch.logprob).exp()
+        assert (ratio - 1).abs().max() < 1e-4
+        losses = script.update(args, policy, optimizer, envs.observations, batch, 0.01)
+        assert losses["first_minibatch_ratio_error"] < 1e-4
+        after, _ = policy(envs.observations.frames, batch.state, batch.episode_start, batch.obs)
+        moved = (policy.distribution(after.logits).log_prob(batch.action) - batch.logprob).exp() - 1
+        assert moved.abs().max() > 1e-3, "the test must be able to see a policy that differs"
+        carried = carried or not batch.episode_start[0].all()
+        assert batch.episode_start[1:].any(), "episodes start inside the rollout"
+    assert carried, "state is carried over the rollout's border"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_bootstrap_value_is_the_value_that_the_next_step_computes(script):
+    args = small_args(script)
+    envs = make_envs("MiniGrid-MemoryS7-v0", args.num_envs, max_episode_steps=17, seed=3)
+    policy = make_policy(script, args, envs)
+    first, carry = script.rollout(args, policy, envs, script.first_carry(policy, envs), 0.0)
+    second, _ = script.rollout(args, policy, envs, carry, 0.0)
+    torch.testing.assert_close(first.next_value, second.value[0], atol=1e-6, rtol=0)
+    assert first.next_value.std() > 0
+
+
+# ------------------------------------------------------------------------------------------------- time-outs
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_timeouts_bootstrap_from_the_true_last_observation_with_the_memory_before_the_reset(script):
+    _, policy, batch, _ = toy_rollout(script)
+    frames = TOY.observations.frames
+
+    def value_after(numbers):  # of the last observation of an episode, played from its start
+        obs = frames[torch.tensor(numbers)][:, None]
+        start = torch.tensor([[t == 0] for t in range(len(numbers))])
+        return policy(obs, policy.initial_state(1), start)[0].value[-1, 0]
+
+    expected = torch.zeros(5, 2)
+    expected[2, 0] = value_after([0, 1, 0, 2])
+    expected[4, 1] = value_after([2, 1, 2, 5])  # the terminated episode before it gets nothing
+    torch.testing.assert_close(batch.timeout_value, expected, atol=1e-6, rtol=0)
+    assert (batch.timeout_value != 0).tolist() == (expected != 0).tolist()
+    assert batch.episode_start.tolist() == [[1, 1], [0, 0], [0, 1], [1, 0], [0, 0]]
+    assert batch.done.tolist() == [[0, 0], [0, 1], [1, 0], [0, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_terminated_and_out_of_time_at_once_is_a_termination(script):
+    """The step limit falls on the very step that reaches the goal: nothing lies ahead."""
+    args = small_args(script, num_envs=512, num_steps=60)
+    envs = make_envs("MiniGrid-MemoryS7-v0", 512, max_episode_steps=9, seed=3)
+    policy = make_policy(script, args, envs)
+    torch.nn.init.zeros_(policy.actor.weight)  # all actions alike, so that some reach the goal late
+    batch, _ = script.rollout(args, policy, envs, script.first_carry(policy, envs), 0.0)
+    reward_at_limit = 1 - 0.9 * 9 / 245
+    both = (batch.reward - reward_at_limit).abs() < 1e-6
+    assert both.any() and batch.done[both].all()
+    assert batch.timeout_value[both].abs().max() == 0
+
+
+# ------------------------------------------------------------------------------- advantages
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_advantages_against_the_definition(script):
+    """GAE as a sum over the future of one episode, written without recursion."""
+    args, _, batch, _ = toy_rollout(script, visit_bonus=0.25)
+    advantage, returns = script.advantages(args, batch)
+    T, N = batch.value.shape
+    for n in range(N):
+        for t in range(T):
+            total, weight = 0.0, 1.0
+            for k in range(t, T):
+                if batch.done[k, n]:
+                    ahead = batch.timeout_value[k, n]
+                else:
+                    ahead = batch.value[k + 1, n] if k + 1 < T else batch.next_value[n]
+                total += weight * (batch.reward[k, n] + args.gamma * ahead - batch.value[k, n])
+                if batch.done[k, n]:
+                    break
+                weight *= args.gamma * args.gae_lambda
+            assert advantage[t, n].item() == pytest.approx(float(total), abs=1e-5)
+    torch.testing.assert_close(returns, advantage + batch.value)
+
+
+# ------------------------------------------------------------------------------- recall and first visits
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_recall_target_and_visit_bonus_by_hand(script):
+    _, _, batch, carry = toy_rollout(script, visit_bonus=0.25)
+    seen = [[set(row.nonzero().flatten().tolist()) for row in step] for step in batch.seen]
+    assert seen == [
+        [{0}, {1}],
+        [{0, 1}, {1, 2}],
+        [{0, 1}, {2}],
+        [{3}, {1, 2}],
+        [{3}, {1, 2}],
+    ]
+    # New observations of the episode: 1 at step 0 and 4 at step 4; 2 at step 0 and 1 at step 2. The first
+    # observation of an episode and the last one, which nobody acts on, earn nothing.
+    assert batch.reward.tolist() == [[0.25, 0.25], [1.0, 3.0], [0.0, 0.25], [0.0, 0.0], [2.25, 0.0]]
+    assert [set(row.nonzero().flatten().tolist()) for row in carry.seen] == [{3, 4}, {0}]
+    # Episode statistics hold the true reward alone.
+    assert batch.finished.tolist() == [[3.0, 2.0, 1.0], [1.0, 3.0, 0.0], [0.0, 3.0, 0.0]]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_recall_loss_teaches_memory_and_zero_switches_it_off(script):
+    args, policy, batch, _ = toy_rollout(script)
+    before = policy.recall.weight.clone()
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
+    args.recall_coef = 0.0
+    assert "recall_loss" not in script.update(args, policy, optimizer, TOY.observations, batch, 0.0)
+    assert torch.equal(policy.recall.weight, before)
+    args.recall_coef, args.update_epochs = 1.0, 1
+    first = script.update(args, policy, optimizer, TOY.observations, batch, 0.0)["recall_loss"]
+    for _ in range(60):
+        last = script.update(args, policy, optimizer, TOY.observations, batch, 0.0)["recall_loss"]
+    assert last < 0.2 * first
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_more_observations_than_can_be_told_apart(script):
+    """Recall and bonus switch off; nothing else suffers."""
+    args = small_args(script, num_envs=2, num_steps=6, num_minibatches=1)
+    envs = make_envs("CartPole-v1", 2, seed=1)
+    envs.observations.capacity = 7  # overflows within the first rollout
+    policy = make_policy(script, args, envs)
+    optimizer = torch.optim.Adam(policy.parameters())
+    carry = script.first_carry(policy, envs)
+    for _ in range(3):
+        batch, carry = script.rollout(args, policy, envs, carry, 0.5)
+        losses = script.update(args, policy, optimizer, envs.observations, batch, 0.0)
+        assert losses["first_minibatch_ratio_error"] < 1e-4
+        assert "recall_loss" not in losses
+    assert batch.reward.tolist() == np.ones((6, 2)).tolist()
+
+
+# ------------------------------------------------------------------------------- one experiment, three arms
+
+
+@pytest.mark.parametrize("name", PHASES)
+def test_the_three_scripts_share_their_loop_to_the_letter(name):
+    sources = {inspect.getsource(getattr(script, name)) for script in SCRIPTS}
+    assert len(sources) == 1
+
+
+def test_no_function_escapes_the_comparison():
+    for script in SCRIPTS:
+        own = {
+            name
+            for name, value in vars(script).items()
+            if getattr(value, "__module__", None) == script.__name__ and callable(value)
+        }
+        policy_class = {name for name in own if name.endswith("Policy")}
+        assert own - policy_class == {*PHASES, "Args", "make_agent"}
+
+
+def test_the_three_scripts_share_their_flags_defaults_and_presets():
+    own = {"exp_name", "lstm_layers", "gate_floor", "fixed_gate", "memory_length", "positions"}
+    own |= {"trxl_layers", "trxl_heads", "trxl_ff_mult"}
+    palmer = {field.name: field.default for field in dataclasses.fields(ppo_palmer.Args)}
+    for script in SCRIPTS:
+        flags = {field.name: field.default for field in dataclasses.fields(script.Args)}
+        assert palmer.keys() - flags.keys() <= own
+        for name, default in flags.items():
+            assert name == "exp_name" or default == palmer[name], name
+        for name, preset in script.PRESETS.items():
+            assert preset == {k: v for k, v in ppo_palmer.PRESETS[name].items() if k in flags}
+
+
+def test_the_three_agents_share_encoder_heads_and_memories():
+    envs = make_envs("MiniGrid-MemoryS7-v0", 1)
+    shapes = []
+    for script in SCRIPTS:
+        policy = make_policy(script, script.Args(), envs)
+        shapes.append({name: tuple(p.shape) for name, p in policy.named_parameters()})
+    palmer, lstm, trxl = shapes
+    assert lstm.items() <= palmer.items() and trxl.items() <= palmer.items()
+    assert {name for name in palmer if name not in lstm and name not in trxl} == {
+        "gate.linear.weight",
+        "gate.linear.bias",
+    }

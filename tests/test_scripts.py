@@ -1,0 +1,321 @@
+"""What scripts/ promises: the environment's set-up, train.sh, sweep.sh and its table."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Stands for a training script: tells how it was called, and fails or stops where the test asks for it.
+TRAINING_SCRIPT = """
+import json, os, sys
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+folder = flags.get("--run-dir") or flags["--resume"]
+with open("calls.jsonl", "a") as calls:
+    threads = os.environ.get("OMP_NUM_THREADS")
+    calls.write(json.dumps({"script": sys.argv[0], "flags": flags, "threads": threads}) + "\\n")
+if flags["--seed"] == os.environ.get("FAILING_SEED"):
+    sys.exit("error: --seed fails on purpose")
+open(os.path.join(folder, "checkpoint.pt"), "w").close()
+print("trained")
+if flags["--seed"] == os.environ.get("STOPPING_SEED"):
+    sys.exit(0)
+algo = sys.argv[0].removeprefix("ppo_").removesuffix(".py")
+seed = int(flags["--seed"])
+summary = {
+    "algo": algo, "env_id": flags["--env-id"], "seed": seed, "steps": 1000 * seed, "seconds": 60.0 * seed,
+    "sps": 16.7, "run_dir": folder, "steps_to_0.95": 100 * seed, "seconds_to_0.95": 6.0,
+    "steps_to_0.99": 500 if seed == 1 else None, "seconds_to_0.99": 30.0 if seed == 1 else None,
+    "evaluation": {"success_rate": seed / 10, "success_ci_low": 0.05, "success_ci_high": 0.35,
+                   "mean_length": 14.0},
+}
+json.dump(summary, open(os.path.join(folder, "summary.json"), "w"))
+"""
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository with the real scripts/ and stand-ins for the training scripts."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    for algo in ("palmer", "lstm", "trxl"):
+        (tmp_path / f"ppo_{algo}.py").write_text(TRAINING_SCRIPT)
+    return tmp_path
+
+
+def run(repository, script, *arguments, cwd=None, **environment):
+    environment = {**os.environ, **environment}
+    command = ["bash", str(repository / "scripts" / script), *arguments]
+    return subprocess.run(command, cwd=cwd or repository, env=environment, capture_output=True, text=True)
+
+
+def sweep(repository, *flags, **environment):
+    settings = {
+        "PYTHON": sys.executable,
+        "ALGOS": "palmer lstm",
+        "ENVS": "Maze-v0",
+        "SEEDS": "1 2",
+        **environment,
+    }
+    return run(repository, "sweep.sh", *flags, **settings)
+
+
+def calls(repository):
+    """The stand-ins' calls so far, by algorithm and seed; forgotten afterwards."""
+    file = repository / "calls.jsonl"
+    if not file.exists():
+        return {}
+    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    file.unlink()
+    by_run = {(call["script"][4:-3], call["flags"]["--seed"]): call for call in entries}
+    assert len(by_run) == len(entries)  # no run was started twice
+    return by_run
+
+
+# ---------------------------------------------------------------- sweep.sh
+
+
+def test_sweep_trains_everything_in_its_own_folder(repository):
+    result = sweep(repository, "--total-timesteps", "77", ENVS="Maze-v0 ALE/Pong-v5")
+    assert result.returncode == 0, result.stderr
+    folders = {folder.name for folder in (repository / "runs" / "sweep").iterdir() if folder.is_dir()}
+    assert folders == {
+        f"{a}__{e}__s{s}" for a in ("palmer", "lstm") for e in ("Maze-v0", "ALE_Pong-v5") for s in (1, 2)
+    }
+    started = [json.loads(line)["flags"] for line in (repository / "calls.jsonl").read_text().splitlines()]
+    assert len(started) == 8
+    assert {"--env-id": "ALE/Pong-v5", "--seed": "2", "--total-timesteps": "77"}.items() <= started[-1].items()
+    assert (repository / "runs/sweep/lstm__Maze-v0__s2/train.log").read_text() == "trained\n"
+
+
+def test_sweep_shares_the_cores_between_the_jobs(repository):
+    (repository / "bin").mkdir()
+    (repository / "bin" / "nproc").write_text("#!/bin/sh\necho 6\n")
+    (repository / "bin" / "nproc").chmod(0o755)
+    path = f"{repository / 'bin'}:{os.environ['PATH']}"
+    for jobs, threads in (("1", "6"), ("4", "1"), ("2", "3"), ("1000", "1")):
+        assert sweep(repository, JOBS=jobs, SWEEP_DIR=f"runs/{jobs}", PATH=path).returncode == 0
+        assert {call["threads"] for call in calls(repository).values()} == {threads}
+
+
+def test_sweep_skips_what_is_finished(repository):
+    sweep(repository)
+    assert len(calls(repository)) == 4
+    again = sweep(repository, SEEDS="1 2 3")
+    assert calls(repository).keys() == {("palmer", "3"), ("lstm", "3")}
+    assert again.returncode == 0
+    assert again.stdout.count("finished before") == 4
+
+
+def test_sweep_lists_failed_runs_and_goes_on_with_the_others(repository):
+    result = sweep(repository, FAILING_SEED="1")
+    assert result.returncode == 1
+    assert len(calls(repository)) == 4
+    assert "palmer__Maze-v0__s1: error: --seed fails on purpose" in result.stderr
+    assert "2 runs are unfinished" in result.stderr
+    assert (repository / "runs/sweep/lstm__Maze-v0__s2/summary.json").exists()
+
+    (repository / "runs/sweep/palmer__Maze-v0__s1/config.json").touch()  # no checkpoint: starts afresh
+    assert sweep(repository).returncode == 0
+    restarted = calls(repository)
+    assert restarted.keys() == {("palmer", "1"), ("lstm", "1")}
+    assert all("--run-dir" in call["flags"] for call in restarted.values())
+    assert not (repository / "runs/sweep/palmer__Maze-v0__s1/config.json").exists()
+
+
+def test_sweep_resumes_what_has_a_checkpoint(repository):
+    stopped = sweep(repository, STOPPING_SEED="2")
+    assert stopped.returncode == 1
+    assert "unfinished: runs/sweep/palmer__Maze-v0__s2: trained" in stopped.stderr
+    calls(repository)
+    assert sweep(repository).returncode == 0
+    resumed = calls(repository)
+    assert resumed.keys() == {("palmer", "2"), ("lstm", "2")}
+    flags = resumed[("palmer", "2")]["flags"]
+    assert flags["--resume"] == "runs/sweep/palmer__Maze-v0__s2"
+    assert "--run-dir" not in flags
+    log = (repository / "runs/sweep/palmer__Maze-v0__s2/train.log").read_text()
+    assert log == "trained\ntrained\n"
+
+
+def test_sweep_runs_jobs_at_once(repository):
+    """Each stand-in waits until the other has started."""
+    for algo in ("palmer", "lstm"):
+        wait = f"""
+import pathlib, time
+pathlib.Path("started_{algo}").touch()
+deadline = time.monotonic() + 10
+while len(list(pathlib.Path(".").glob("started_*"))) < 2:
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+"""
+        (repository / f"ppo_{algo}.py").write_text(wait + TRAINING_SCRIPT)
+    assert sweep(repository, SEEDS="1", JOBS="2").returncode == 0
+
+
+def test_sweep_makes_the_table(repository):
+    result = sweep(repository, SEEDS="1 2 3", ALGOS="palmer")
+    table = list(csv.DictReader((repository / "runs/sweep/summary.csv").open()))
+    assert [row["seed"] for row in table] == ["1", "2", "3", "median of 3"]
+    assert {row["algo"] for row in table} == {"palmer"}
+    first, median = table[0], table[-1]
+    assert (first["env"], first["steps"], first["minutes"]) == ("Maze-v0", "1000", "1.0")
+    assert (first["success_rate"], first["success_ci_low"], first["success_ci_high"]) == (
+        "0.1",
+        "0.05",
+        "0.35",
+    )
+    assert (median["steps"], median["minutes"], median["success_rate"]) == ("2000", "2.0", "0.2")
+    assert median["steps_to_0.95"] == "200"
+    # Two of three never reached 0.99: the middle run did not.
+    assert [row["steps_to_0.99"] for row in table] == ["500", "", "", ""]
+    assert "median of 3" in result.stdout
+    assert "0.200" in result.stdout
+
+
+def test_table_takes_runs_without_an_evaluation(repository):
+    sweep(repository, SEEDS="1", ALGOS="palmer")
+    file = repository / "runs/sweep/palmer__Maze-v0__s1/summary.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "evaluation": None}))
+    assert sweep(repository, SEEDS="1", ALGOS="palmer").returncode == 0
+    table = list(csv.DictReader((repository / "runs/sweep/summary.csv").open()))
+    assert [row["success_rate"] for row in table] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [({"JOBS": "0"}, "JOBS=0: must be a whole number"), ({"ALGOS": "palmer dqn"}, "no ppo_dqn.py")],
+)
+def test_sweep_refuses_wrong_settings(repository, setting, message):
+    result = sweep(repository, **setting)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert calls(repository) == {}
+
+
+# ---------------------------------------------------------------- train.sh and the environment's set-up
+
+# Stands for Python and for pip: `-m venv DIR` puts a copy of itself there. Notes what it is asked for.
+FAKE_PYTHON = """#!/usr/bin/env bash
+case "$1 ${2:-}" in
+    "-c "*) exit "${TOO_OLD:-0}" ;;
+    "--version "*) echo "Python 3.12.0" ;;
+    "-m venv")
+        echo "venv" >>"$NOTES"
+        mkdir -p "$3/bin"
+        cp "$0" "$3/bin/python"
+        if [[ ${HANGS:-} == venv ]]; then touch "$NOTES.hanging"; exec sleep 30; fi
+        ;;
+    "-m pip")
+        echo "pip ${*: -1}" >>"$NOTES"
+        if [[ ${HANGS:-} == pip ]]; then touch "$NOTES.hanging"; exec sleep 30; fi
+        exit "${PIP_FAILS:-0}"
+        ;;
+    *) echo "ran $*" >>"$NOTES" ;;
+esac
+"""
+
+
+@pytest.fixture
+def fake_python(repository):
+    """PATH with stand-ins for every python, and NOTES, where they write what they were asked for."""
+    folder = repository / "fake_bin"
+    folder.mkdir()
+    for name in ("python", "python3", *(f"python3.{minor}" for minor in range(11, 15))):
+        (folder / name).write_text(FAKE_PYTHON)
+        (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}", "NOTES": str(repository / "notes"), "PYTHON": ""}
+
+
+def notes(repository):
+    file = repository / "notes"
+    lines = file.read_text().splitlines() if file.exists() else []
+    file.unlink(missing_ok=True)
+    return lines
+
+
+def test_train_installs_on_the_first_call_only(repository, fake_python):
+    assert run(repository, "train.sh", "--seed", "3", cwd="/", **fake_python).returncode == 0
+    assert notes(repository) == ["venv", "pip requirements.txt", "ran ppo_palmer.py --seed 3"]
+    assert run(repository, "train.sh", SCRIPT="ppo_lstm.py", **fake_python).returncode == 0
+    assert notes(repository) == ["ran ppo_lstm.py"]
+
+
+def test_changed_requirements_are_installed(repository, fake_python):
+    run(repository, "train.sh", **fake_python)
+    notes(repository)
+    with open(repository / "requirements.txt", "a") as requirements:
+        requirements.write("rliable==1.2.0\n")
+    run(repository, "train.sh", **fake_python)
+    assert notes(repository) == ["pip requirements.txt", "ran ppo_palmer.py"]
+
+
+def test_a_failed_install_is_repaired_at_the_next_call(repository, fake_python):
+    assert run(repository, "train.sh", PIP_FAILS="1", **fake_python).returncode != 0
+    assert notes(repository) == ["venv", "pip requirements.txt"]
+    assert run(repository, "train.sh", **fake_python).returncode == 0
+    assert notes(repository) == ["venv", "pip requirements.txt", "ran ppo_palmer.py"]
+
+
+@pytest.mark.parametrize("killed_in", ["venv", "pip"])
+def test_an_interrupted_install_is_repaired_at_the_next_call(repository, fake_python, killed_in):
+    command = ["bash", str(repository / "scripts" / "train.sh")]
+    environment = {**os.environ, **fake_python, "HANGS": killed_in}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 10
+    while not (repository / "notes.hanging").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (repository / ".venv" / "half_installed").touch()
+    notes(repository)
+    assert run(repository, "train.sh", **fake_python).returncode == 0
+    assert notes(repository) == ["venv", "pip requirements.txt", "ran ppo_palmer.py"]
+    assert not (repository / ".venv" / "half_installed").exists()
+
+
+def test_too_old_python_is_refused(repository, fake_python):
+    result = run(repository, "train.sh", TOO_OLD="1", **fake_python)
+    assert result.returncode != 0
+    assert "Python 3.11 or newer is needed" in result.stderr
+    assert not (repository / ".venv").exists()
+
+
+def test_an_environment_of_ones_own_is_used_as_it_is(repository, fake_python):
+    own = {**fake_python, "PYTHON": str(repository / "fake_bin" / "python3")}
+    assert run(repository, "train.sh", **own).returncode == 0
+    assert notes(repository) == ["ran ppo_palmer.py"]
+
+
+def test_unknown_script_is_refused(repository, fake_python):
+    result = run(repository, "train.sh", SCRIPT="ppo_dqn.py", **fake_python)
+    assert result.returncode == 2
+    assert "SCRIPT=ppo_dqn.py" in result.stderr
+    assert notes(repository) == []
+
+
+def test_test_script_installs_the_tools_and_checks_style_then_tests(repository, fake_python):
+    assert run(repository, "test.sh", "-k", "gate", **fake_python).returncode == 0
+    assert notes(repository) == [
+        "venv",
+        "pip requirements-dev.txt",
+        "ran -m ruff check",
+        "ran -m ruff format --check",
+        "ran -m pytest -q -k gate",
+    ]
+
+
+def test_ci_runs_the_tests(repository, fake_python):
+    shutil.copytree(ROOT / ".ci", repository / ".ci")
+    subprocess.run([str(repository / ".ci" / "run")], env={**os.environ, **fake_python}, cwd="/", check=True)
+    assert notes(repository)[-1] == "ran -m pytest -q"
