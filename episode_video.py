@@ -31,7 +31,7 @@ HOLD_FRAMES = 5  # extra frames at the end of an episode
 # width is a multiple of the usual gate widths, so that each value is as wide as the next.
 MARGIN, HEADER, MAZE, PANEL = 16, 48, 416, 384
 VIEW_BESIDE_GATE = 168
-STEP_WIDTH = 3  # of a column in the chart of the mean gate: 128 steps are in sight
+STEP_WIDTH = 4  # of a column in the chart of the mean gate: the last 96 steps are in sight
 CELL = 96  # of a symbolic view, before it is scaled to its place
 
 PAPER, CARD, INK, MUTED = (255, 255, 255), (237, 240, 243), (31, 35, 40), (101, 109, 118)
@@ -47,7 +47,10 @@ class EpisodeVideo:
     """Writes episodes to one .mp4 or .gif file, which appears, complete, with `close`."""
 
     def __init__(self, file: str | Path):
-        """Raises InputError if `file` has another suffix or cannot be written where it is."""
+        """Raises InputError if `file` has another suffix or cannot be written where it is.
+
+        A .gif is held in memory until `close`, at 0.4 MB a step; an .mp4 is not.
+        """
         self._file = Path(file)
         suffix = self._file.suffix.lower()
         if suffix not in (".mp4", ".gif"):
@@ -62,11 +65,10 @@ class EpisodeVideo:
                 f"--video {file}: must be in a folder that exists and can be written ({error.strerror})."
             ) from error
         self._draft = Path(self._folder.name, f"draft{suffix}")
-        self._writer = (
-            imageio.get_writer(self._draft, fps=FRAMES_PER_SECOND, quality=7)
-            if suffix == ".mp4"
-            else imageio.get_writer(self._draft, duration=1000 / FRAMES_PER_SECOND, loop=0)
-        )
+        self._mp4 = None
+        if suffix == ".mp4":
+            self._mp4 = imageio.get_writer(self._draft, fps=FRAMES_PER_SECOND, quality=7)
+        self._gif: list[Image.Image] = []
         self._mean_gates: list[float] = []  # of the running episode
         self._frame: Image.Image | None = None  # the last one
 
@@ -99,21 +101,31 @@ class EpisodeVideo:
             episode=episode,
             step=step,
         )
-        self._writer.append_data(np.asarray(self._frame))
+        self._append(self._frame)
 
     def end_episode(self, success: bool | None) -> None:
         """Holds the last frame for a second; success None where the environment does not tell."""
         draw_result(self._frame, success)
         for _ in range(HOLD_FRAMES):
-            self._writer.append_data(np.asarray(self._frame))
+            self._append(self._frame)
         self._mean_gates = []
 
     def close(self) -> None:
         """Writes the file, in the place of an older one; without a single frame it writes nothing."""
-        self._writer.close()
-        if self._frame is not None:
+        if self._mp4:
+            self._mp4.close()
+        elif self._gif:
+            duration = 1000 // FRAMES_PER_SECOND
+            self._gif[0].save(self._draft, save_all=True, append_images=self._gif[1:], duration=duration, loop=0)
+        if self._frame:
             os.replace(self._draft, self._file)
         self._folder.cleanup()
+
+    def _append(self, frame: Image.Image) -> None:
+        if self._mp4:
+            self._mp4.append_data(np.asarray(frame))
+        else:
+            self._gif.append(frame.quantize(128, dither=Image.Dither.NONE))
 
 
 # ------------------------------------------------------------------------------------------------------ frame
@@ -134,8 +146,7 @@ def draw_frame(
     left = MARGIN if maze is None else 2 * MARGIN + MAZE
     frame = Image.new("RGB", (left + PANEL + MARGIN, HEADER + MAZE + MARGIN), PAPER)
     draw = ImageDraw.Draw(frame)
-    draw.text((MARGIN, HEADER / 2), f"Episode {episode}", INK, font(20), anchor="lm")
-    draw.text((MARGIN + 130, HEADER / 2), f"step {step}", MUTED, font(20), anchor="lm")
+    draw.text((MARGIN, HEADER / 2), f"Episode {episode}, step {step}", INK, font(20), anchor="lm")
     if maze is not None:
         paste_centred(frame, scaled_to_fit(Image.fromarray(maze), MAZE), (MARGIN, HEADER), MAZE)
 
@@ -179,11 +190,12 @@ def draw_gate(frame: Image.Image, corner: tuple[int, int], gate: np.ndarray, mea
     caption(draw, (x, y + 98), f"the gate's {strip.width} values")
 
     # Columns grow from the middle, where both memories have the same share.
-    top, height = y + 116, 72
+    top, height = y + 116, 60
+    middle = top + height // 2
     draw.rectangle((x, top, right, top + height), CARD)
+    draw.line((x, middle, right, middle), (200, 206, 212))
     recent = np.array(mean_gates[-(PANEL // STEP_WIDTH) :])
     ends = top + np.round((1 - recent) * height).astype(int)
-    middle = top + height // 2
     for i, (end, colour) in enumerate(zip(ends.tolist(), gate_colours(recent.round()).tolist(), strict=True)):
         start = x + i * STEP_WIDTH
         draw.rectangle((start, min(end, middle), start + STEP_WIDTH - 2, max(end, middle)), tuple(colour))

@@ -112,7 +112,9 @@ def resume_args(args: A, Args: type[A]) -> A:
             f"--resume {folder}: the run of '{config['algo']}' has the setting {unknown[0]}, which this "
             "script does not know; resume it with the script and version that started it"
         )
-    stored = {**defaults, **config["args"]}
+    # JSON knows no tuples.
+    stored = {name: tuple(v) if isinstance(v, list) else v for name, v in config["args"].items()}
+    stored = {**defaults, **stored}
     now = dataclasses.asdict(args)
     given = getattr(args, "given_flags", {name for name in now if now[name] != defaults[name]})
     for name in sorted(given - set(CHANGEABLE_ON_RESUME)):
@@ -123,6 +125,58 @@ def resume_args(args: A, Args: type[A]) -> A:
                 f"{allowed} may change on --resume"
             )
     return Args(**{**stored, **{name: now[name] for name in given}})
+
+
+AT_LEAST_1 = [
+    "total_timesteps",
+    "num_envs",
+    "num_steps",
+    "num_minibatches",
+    "update_epochs",
+    "eval_episodes",
+    "final_eval_episodes",
+    "width",
+    "lstm_layers",
+    "trxl_layers",
+    "trxl_heads",
+    "trxl_ff_mult",
+    "memory_length",
+]
+AT_LEAST_0 = [
+    "seed",
+    "checkpoint_every",
+    "eval_every",
+    "anneal_steps",
+    "final_learning_rate",
+    "ent_coef",
+    "final_ent_coef",
+    "vf_coef",
+    "recall_coef",
+    "visit_bonus",
+]
+ABOVE_0 = ["learning_rate", "clip_coef", "max_grad_norm", "target_kl"]
+FROM_0_TO_1 = ["gamma", "gae_lambda", "gate_floor", "fixed_gate"]
+
+
+def check_args(args: Any) -> None:
+    """Check what needs no environment and no network. Raises InputError for the first flag out of its range."""
+    for names, fits, allowed in (
+        (AT_LEAST_1, lambda value: value >= 1, "at least 1"),
+        (AT_LEAST_0, lambda value: value >= 0, "at least 0"),
+        (ABOVE_0, lambda value: value > 0, "above 0"),
+        (FROM_0_TO_1, lambda value: 0 <= value <= 1, "from 0 to 1"),
+    ):
+        for name in names:
+            value = getattr(args, name, None)  # not every script has every flag, and some may be left open
+            if value is not None and not fits(value):
+                raise InputError(f"{flag_of(name)} {value}: must be {allowed}.")
+    if min(args.cnn_channels) < 1:
+        raise InputError(f"--cnn-channels {' '.join(map(str, args.cnn_channels))}: all three must be at least 1.")
+    if args.num_envs % args.num_minibatches:
+        raise InputError(
+            f"--num-minibatches {args.num_minibatches}: must divide --num-envs {args.num_envs}, as a minibatch is "
+            "a set of whole environments."
+        )
 
 
 def flag_of(name: str) -> str:
@@ -554,7 +608,3 @@ class Interrupt:
         self.requested = True
         # os.write, because print may be what the signal interrupted.
         os.write(2, b"\nstopping after this iteration; once more to stop at once\n")
-
-
-def check_args(args: Any) -> None:
-    pass

@@ -23,7 +23,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluate import evaluate_policy
+from evaluate import describe, evaluate_policy
 from experiment import (
     Interrupt,
     Progress,
@@ -449,11 +449,11 @@ def main(args: Args) -> dict:
     policy = make_agent(args, table.space, envs.action_space, table.capacity).to(device)
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     run = RunFolder(args.resume or args.run_dir, args, ALGO, saved and saved["log_sizes"])
-    progress = Progress(args.total_timesteps)
 
     carry = first_carry(policy, envs)
     step, seconds, milestones, recent = 0, 0.0, {}, deque(maxlen=500)  # recent: return, length, success
     if saved:
+        print(f"Going on with {run.path} after {saved['step']} steps")
         policy.load_state_dict(saved["policy"])
         optimizer.load_state_dict(saved["optimizer"])
         envs.load_state_dict(saved["envs"])
@@ -463,7 +463,7 @@ def main(args: Args) -> dict:
             carry = Carry(*saved["carry"][:2], MemoryState(*saved["carry"][2]), *saved["carry"][3:])
         else:
             carry = first_carry(policy, envs)
-            progress.note(f"{args.env_id}: its inner state cannot be saved, so all episodes start anew.")
+            print(f"{args.env_id}: the environments' state cannot be saved, so all episodes restart.")
         set_random_state(saved["random"])
 
     def save() -> None:
@@ -484,6 +484,7 @@ def main(args: Args) -> dict:
             }
             save_checkpoint(run.checkpoint_file, payload)
 
+    progress = Progress(args.total_timesteps, start_step=step)
     last_save = time.monotonic()
     recalled = True
     with Interrupt() as interrupt:
@@ -544,11 +545,10 @@ def main(args: Args) -> dict:
     progress.close()
 
     evaluation = None
-    if interrupt.requested:
-        print(f"Stopped after {step} of {args.total_timesteps} steps; go on with --resume {run.path}")
-    else:
+    if not interrupt.requested:
         evaluation = held_out(args, policy, run, step, args.final_eval_episodes)
         run.log(step, eval_metrics(evaluation))
+        print(describe(evaluation, args.env_id))
     summary = {
         "algo": ALGO,
         "env_id": args.env_id,
@@ -565,6 +565,14 @@ def main(args: Args) -> dict:
         write_json(run.summary_file, summary)
     run.close()
     envs.close()
+    print(f"run       {run.path}   (tensorboard --logdir {run.path.parent})")
+    if args.save_model:
+        print(f"model     {run.checkpoint_file}")
+        print(f"evaluate  python evaluate.py --checkpoint {run.checkpoint_file}")
+    if args.capture_video:
+        print(f"videos    {run.videos}")
+    if interrupt.requested and args.save_model:
+        print(f"continue  python ppo_{ALGO}.py --resume {run.path}")
     return summary
 
 

@@ -524,6 +524,7 @@ def test_missing_damaged_and_foreign_checkpoints_are_refused(tmp_path):
         [1, 2],
         {"algo": "palmer"},
         {"algo": "palmer", "format": 999},
+        {"format": 1, "weights": torch.zeros(1)},
     ):
         torch.save(foreign, file)
         with pytest.raises(InputError, match=f"--resume {file}: not a checkpoint of this project"):

@@ -441,6 +441,7 @@ def test_vector_environment_is_seeded_by_reset_and_takes_any_size():
 
     np.testing.assert_array_equal(first_frames(1), first_frames(1))
     assert (first_frames(1) != first_frames(2)).any()
+    assert (first_frames(None) != first_frames(None)).any()
 
 
 # ------------------------------------------------------------------------- Gymnasium back end

@@ -50,6 +50,7 @@ def test_table_stays_distinct_up_to_its_capacity_and_no_further():
     assert table.distinct
     after = table.number(frames)
     assert not table.distinct
+    assert not table._number_of  # the copies of all frames that served look-ups are released
     np.testing.assert_array_equal(table.frames[before].numpy(), frames[:16])
     np.testing.assert_array_equal(table.frames[after].numpy(), frames)
     again = table.number(frames[:1])

@@ -238,14 +238,14 @@ def test_encoding_distinct_observations_once_is_exact():
     policy = small_policy(ppo_palmer)
     frames, index = torch.randn(4, 5), torch.randint(4, (12, 3))
     state, start = policy.initial_state(3), torch.rand(12, 3) < 0.2
-    gradients = []
+    outputs, gradients = [], []
     for obs, obs_index in ((frames[index], None), (frames, index)):
         policy.zero_grad()
         output, _ = policy(obs, state, start, obs_index)
         (output.logits.square().sum() + output.value.sum()).backward()
+        outputs.append(output.logits)
         gradients.append([parameter.grad.clone() for parameter in policy.encoder.parameters()])
-        logits = output.logits if obs_index is None else logits
-    torch.testing.assert_close(output.logits, logits, atol=1e-6, rtol=0)
+    torch.testing.assert_close(*outputs, atol=1e-6, rtol=0)
     for plain, interned in zip(*gradients, strict=True):
         assert plain.abs().max() > 0
         torch.testing.assert_close(plain, interned, atol=1e-4, rtol=1e-4)

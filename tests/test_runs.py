@@ -1,0 +1,262 @@
+"""Whole runs of the scripts: repeatable, resumable after a kill, stoppable, evaluated as saved; wrong input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import evaluate
+import experiment
+import ppo_lstm
+import ppo_palmer
+import ppo_trxl
+from input_error import InputError
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = [ppo_palmer, ppo_lstm, ppo_trxl]
+TINY = {
+    "env_id": "MiniGrid-MemoryS7-v0",
+    "obs_mode": "symbolic",
+    "total_timesteps": 6 * 4 * 16,
+    "num_envs": 4,
+    "num_steps": 16,
+    "num_minibatches": 2,
+    "width": 16,
+    "eval_every": 128,
+    "eval_episodes": 3,
+    "final_eval_episodes": 5,
+    "cuda": False,
+}
+SCALARS = {
+    *("charts/episodic_return", "charts/episodic_length", "charts/SPS", "charts/learning_rate"),
+    *("charts/entropy_coefficient", "evals/reward", "evals/episode_length", "evals/success_rate"),
+    *("train/success_rate", "losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/recall_loss"),
+    *("losses/approx_kl", "losses/old_approx_kl", "losses/clipfrac", "losses/explained_variance"),
+    "losses/first_minibatch_ratio_error",
+}
+GATES = {f"gates/{name}" for name in ("agf_value", "min_gate_value", "max_gate_value", "std_gate_value")}
+
+
+def tiny_args(script, run_dir, **flags):
+    return script.Args(**TINY | {"run_dir": str(run_dir)} | flags)
+
+
+def command(script_name, **flags):
+    words = [sys.executable, script_name]
+    for name, value in flags.items():
+        flag = name.replace("_", "-")
+        words += [f"--{flag}", str(value)] if not isinstance(value, bool) else [f"--{'' if value else 'no-'}{flag}"]
+    return words
+
+
+def rows(run_dir):
+    """metrics.jsonl without what a clock decides."""
+    lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in ("time", "charts/SPS")} for line in lines]
+
+
+def tensorboard(run_dir):
+    """Every scalar in the folder's TensorBoard files -> {name: [(step, value)]}, SPS without values."""
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
+    return {
+        tag: [(event.step, None if tag == "charts/SPS" else event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def checkpoint(run_dir):
+    return torch.load(Path(run_dir) / "checkpoint.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_writes_what_it_promises_and_is_evaluated_as_saved(script, tmp_path, capsys):
+    summary = script.main(tiny_args(script, tmp_path / "run"))
+    out = capsys.readouterr().out
+    assert f"evaluate.py --checkpoint {tmp_path / 'run' / 'checkpoint.pt'}" in out
+    names = tensorboard(tmp_path / "run").keys()
+    assert names >= (SCALARS | GATES if script is ppo_palmer else SCALARS)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["algo"] == script.ALGO and config["args"]["env_id"] == TINY["env_id"]
+    assert config["versions"]["minigrid"]
+    assert summary["steps"] == TINY["total_timesteps"] and summary["sps"] > 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == json.loads(json.dumps(summary))
+
+    again = evaluate.main(evaluate.Args(checkpoint=str(tmp_path / "run" / "checkpoint.pt"), episodes=5, json=True))
+    assert again == summary["evaluation"], "the saved agent is the trained one"
+
+
+def test_the_same_seed_gives_the_same_run_bit_for_bit(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        ppo_palmer.main(tiny_args(ppo_palmer, tmp_path / name, seed=seed))
+    assert rows(tmp_path / "a") == rows(tmp_path / "b") != rows(tmp_path / "c")
+    a, b = checkpoint(tmp_path / "a")["policy"], checkpoint(tmp_path / "b")["policy"]
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(script, tmp_path):
+    flags = TINY | {"total_timesteps": 150 * 4 * 16, "eval_every": 3200, "checkpoint_every": 0.3}
+    script.main(script.Args(**flags | {"run_dir": str(tmp_path / "whole")}))
+    # An interruption must not find itself in the logs, so kill at some moment after the first checkpoint.
+    killed = tmp_path / "killed"
+    words = command(f"ppo_{script.ALGO}.py", **flags, run_dir=killed)
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log)
+        deadline = time.monotonic() + 60
+        while not (killed / "checkpoint.pt").exists() or len(rows_so_far(killed)) < 30:
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert len(rows_so_far(killed)) < 150, "the run must have been cut"
+    with open(killed / "metrics.jsonl", "a") as metrics:
+        metrics.write('{"step": 99')  # what a kill may leave of a row
+    script.main(script.Args(resume=str(killed)))
+
+    assert rows(killed) == rows(tmp_path / "whole")
+    assert tensorboard(killed) == tensorboard(tmp_path / "whole")
+    a, b = checkpoint(killed), checkpoint(tmp_path / "whole")
+    for part in ("policy", "optimizer", "envs", "carry", "random", "recent", "milestones", "step"):
+        assert identical(a[part], b[part]), part
+
+
+def identical(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(identical(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(identical, a, b))
+    return a == b
+
+
+def rows_so_far(run_dir):
+    file = Path(run_dir) / "metrics.jsonl"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def test_resuming_real_environments_says_that_episodes_restart(tmp_path, capsys):
+    flags = {"env_backend": "gymnasium", "total_timesteps": 128, "eval_every": 0}
+    ppo_palmer.main(tiny_args(ppo_palmer, tmp_path / "run", **flags))
+    capsys.readouterr()
+    summary = ppo_palmer.main(ppo_palmer.Args(resume=str(tmp_path / "run"), total_timesteps=256))
+    assert "cannot be saved" in capsys.readouterr().out
+    assert summary["steps"] == 256
+    steps = [row["step"] for row in rows(tmp_path / "run") if "losses/entropy" in row]
+    assert steps == [64, 128, 192, 256]
+
+
+def test_ctrl_c_saves_and_exits_cleanly(tmp_path):
+    flags = TINY | {"total_timesteps": 10**9, "eval_every": 0, "run_dir": tmp_path / "run"}
+    process = subprocess.Popen(
+        command("ppo_trxl.py", **flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while len(rows_so_far(tmp_path / "run")) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=30)
+    assert process.returncode == 0 and "Traceback" not in error
+    assert f"--resume {tmp_path / 'run'}" in out
+    assert checkpoint(tmp_path / "run")["step"] == rows(tmp_path / "run")[-1]["step"]
+
+
+def test_evaluate_prints_one_json_object_alone(tmp_path):
+    ppo_lstm.main(tiny_args(ppo_lstm, tmp_path / "run", total_timesteps=64, eval_every=0))
+    file = tmp_path / "run" / "checkpoint.pt"
+    words = command("evaluate.py", checkpoint=file, episodes=7, seed=3, json=True, greedy=True)
+    words += ["--env-id", "MiniGrid-MemoryS9-v0"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout)
+    assert (result["env_id"], result["algo"], result["episodes"]) == ("MiniGrid-MemoryS9-v0", "lstm", 7)
+    assert (result["seed"], result["greedy"], result["steps_trained"]) == (3, True, 64)
+    assert 0 <= result["success_ci_low"] <= result["success_rate"] <= result["success_ci_high"] <= 1
+    assert 1 <= result["mean_length"] <= 96 and 0 <= result["mean_return"] <= 1
+
+
+def test_wilson_interval_against_published_values():
+    """Brown, Cai & DasGupta 2001: 0 of 10 and 5 of 10 at 95%."""
+    assert evaluate.wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert evaluate.wilson_interval(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+
+
+def test_evaluation_counts_every_episode_once_and_its_seeds_are_held_out(monkeypatch, tmp_path):
+    seeds = []
+    make = evaluate.make_real_env
+
+    def recording(*args, **kwargs):
+        env = make(*args, **kwargs)
+        reset = env.reset
+        env.reset = lambda seed: seeds.append(seed) or reset(seed=seed)
+        return env
+
+    ppo_palmer.main(tiny_args(ppo_palmer, tmp_path / "run", total_timesteps=64, eval_every=0))
+    monkeypatch.setattr(evaluate, "make_real_env", recording)
+    evaluate.main(evaluate.Args(checkpoint=str(tmp_path / "run" / "checkpoint.pt"), episodes=150, seed=2, json=True))
+    assert sorted(seeds) == [1_002_000_000 + i for i in range(150)]
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        ("--env-id Nonsense-v0", "--env-id Nonsense-v0"),
+        ("--env-id MiniGrid-MemoryS8-v0", "--env-id MiniGrid-MemoryS8-v0"),
+        ("--env-id MiniGrid-MemoryS3-v0", "--env-id MiniGrid-MemoryS3-v0"),
+        ("--env-id Pendulum-v1", "--env-id Pendulum-v1"),
+        ("--env-id CartPole-v1 --env-backend table", "--env-backend table"),
+        ("--agent-view-size 4", "--agent-view-size 4"),
+        ("--max-episode-steps -1", "--max-episode-steps -1"),
+        ("--trxl-heads 5", "--trxl-heads 5"),
+        ("--num-minibatches 3", "--num-minibatches 3"),
+        ("--num-envs 0", "--num-envs 0"),
+        ("--gamma 1.5", "--gamma 1.5"),
+        ("--learning-rate 0", "--learning-rate 0"),
+        ("--visit-bonus -0.1", "--visit-bonus -0.1"),
+        ("--resume /nowhere", "--resume /nowhere"),
+        ("--run-dir /proc/run", "--run-dir /proc/run"),
+    ],
+)
+def test_wrong_input_ends_in_one_sentence_before_training(flags, sentence, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ppo_palmer.py", "--no-cuda", *flags.split()])
+    with pytest.raises(SystemExit) as exit_:
+        experiment.run_script(ppo_palmer.main, ppo_palmer.Args, ppo_palmer.PRESETS, "")
+    out, error = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert error.count("\n") == 1 and error.startswith("error: ") and sentence in error
+    assert not out and not os.listdir(tmp_path), "nothing is trained or written"
+
+
+def test_evaluate_refuses_what_does_not_fit(tmp_path):
+    ppo_palmer.main(tiny_args(ppo_palmer, tmp_path / "run", total_timesteps=64, eval_every=0))
+    good = tmp_path / "run" / "checkpoint.pt"
+    payload = torch.load(good, weights_only=True)
+    other_algo, other_shape, damaged = (tmp_path / name for name in ("algo.pt", "shape.pt", "damaged.pt"))
+    torch.save(payload | {"algo": "dqn"}, other_algo)
+    torch.save(payload | {"args": payload["args"] | {"width": 32}}, other_shape)
+    damaged.write_bytes(good.read_bytes()[:1000])
+    for flags, sentence in (
+        ({"checkpoint": str(tmp_path / "none.pt")}, "--checkpoint .*none.pt"),
+        ({"checkpoint": str(damaged)}, "--checkpoint .*damaged.pt"),
+        ({"checkpoint": str(other_algo)}, "--checkpoint .*algo.pt.* dqn.*palmer"),
+        ({"checkpoint": str(other_shape)}, "--checkpoint .*shape.pt"),
+        ({"checkpoint": str(good), "env_id": "CartPole-v1"}, "--env-id CartPole-v1"),
+        ({"checkpoint": str(good), "episodes": 0}, "--episodes 0"),
+        ({"checkpoint": str(good), "video": "film.avi"}, "--video film.avi"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            evaluate.main(evaluate.Args(**flags))
+
+
+def test_asking_for_a_missing_gpu_falls_back_with_a_notice(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    ppo_palmer.main(tiny_args(ppo_palmer, tmp_path / "run", total_timesteps=64, eval_every=0, cuda=True))
+    assert capsys.readouterr().out.count("--cuda") == 1
