@@ -234,13 +234,13 @@ class Rollout(NamedTuple):
 
 def first_carry(policy: MemoryPolicy, envs) -> Carry:
     """Fresh episodes in all N environments, with an empty memory."""
-    obs = envs.reset()
+    obs, table = envs.reset(), envs.observations
     N, device = envs.num_envs, obs.device
     return Carry(
         obs=obs,
         episode_start=torch.ones(N, dtype=torch.bool, device=device),
         state=policy.initial_state(N),
-        seen=F.one_hot(obs, envs.observations.capacity).bool(),
+        seen=F.one_hot(obs, table.capacity).bool() if table.distinct else obs.new_zeros(N, 0, dtype=torch.bool),
         episode_return=torch.zeros(N, device=device),
         episode_length=torch.zeros(N, dtype=torch.int64, device=device),
     )
@@ -557,7 +557,10 @@ def main(args: Args) -> dict:
 
 def held_out(args: Args, policy: MemoryPolicy, run: RunFolder, step: int, episodes: int) -> dict:
     """Evaluate on the real environment with held-out seeds; leaves training's random state alone."""
-    video = run.videos / f"step_{step}.mp4" if args.capture_video else None
+    video = None
+    if args.capture_video:
+        run.videos.mkdir(exist_ok=True)
+        video = run.videos / f"step_{step}.mp4"
     evaluation = evaluate_policy(policy, args, ALGO, step, episodes=episodes, seed=args.seed, video=video)
     if video:
         run.log_video(step, video)
