@@ -85,11 +85,11 @@ class Args:
     max_episode_steps: int | None = None
     """episode limit in steps; 0: the environment's own; not given: 96 for MiniGrid Memory, its own elsewhere"""
 
-    total_timesteps: int = 1_000_000
+    total_timesteps: int = 600_000
     """environment steps of the whole run"""
-    num_envs: int = 128
+    num_envs: int = 64
     """N, environments played at once"""
-    num_steps: int = 64
+    num_steps: int = 32
     """T, steps of each environment in one rollout; gradients reach back this far at most"""
     num_minibatches: int = 4
     """minibatches an epoch, each a set of whole environments"""
@@ -101,7 +101,7 @@ class Args:
     """learning rate at the end of annealing; not given: constant"""
     anneal_steps: int = 0
     """environment steps over which learning rate and entropy coefficient are annealed; 0: the whole run"""
-    gamma: float = 0.995
+    gamma: float = 0.98
     """discount factor"""
     gae_lambda: float = 0.95
     """lambda of generalised advantage estimation"""
@@ -124,7 +124,8 @@ class Args:
     recall_coef: float = 1.0
     """coefficient of the recall loss: predict from memory which observations this episode has shown (0: off)"""
     visit_bonus: float = 0.03
-    """reward for each observation that is new in its episode, annealed to 0 over the run (0: off)"""
+    """reward for an observation that is new in its episode, times the share of recent episodes that did not show
+    it, annealed to 0 over the run (0: off)"""
 
     width: int = 128
     """D, width of encoder output, memories and hidden layer"""
@@ -157,6 +158,7 @@ PRESETS = {
         total_timesteps=2_000_000,
         num_minibatches=8,
         update_epochs=3,
+        gamma=0.995,
         learning_rate=2.75e-4,
         final_learning_rate=1e-5,
         anneal_steps=164_000_000,
@@ -233,6 +235,7 @@ class Carry(NamedTuple):
     seen: Tensor  # (N, K) bool, observations this episode has shown, the present one included
     episode_return: Tensor  # (N,) float, true rewards of the running episode so far
     episode_length: Tensor  # (N,) int64
+    familiar: Tensor  # (K,) float, share of recent episodes that showed an observation
 
 
 class Rollout(NamedTuple):
@@ -264,6 +267,7 @@ def first_carry(policy: MemoryPolicy, envs) -> Carry:
         seen=F.one_hot(obs, table.capacity).bool() if table.distinct else obs.new_zeros(N, 0, dtype=torch.bool),
         episode_return=torch.zeros(N, device=device),
         episode_length=torch.zeros(N, dtype=torch.int64, device=device),
+        familiar=torch.zeros(table.capacity, device=device),
     )
 
 
@@ -273,7 +277,7 @@ def rollout(args: Args, policy: MemoryPolicy, envs, carry: Carry, visit_bonus: f
     T, N = args.num_steps, args.num_envs
     table = envs.observations
     carry = carry._replace(obs=table.keep(carry.obs))
-    obs, start, state, seen, episode_return, episode_length = carry
+    obs, start, state, seen, episode_return, episode_length, familiar = carry
     if not table.distinct:
         seen = seen[:, :0]
     features = policy.encoder(table.frames)  # the parameters stand still, so each frame is encoded once
@@ -302,7 +306,7 @@ def rollout(args: Args, policy: MemoryPolicy, envs, carry: Carry, visit_bonus: f
         reward, seen_now = env_step.reward, seen
         if table.distinct:
             new = ~seen.gather(1, env_step.obs[:, None]).squeeze(1) & ~done
-            reward = reward + visit_bonus * new
+            reward = reward + visit_bonus * new * (1 - carry.familiar[env_step.obs])
             seen = (seen & ~done[:, None]).scatter(1, env_step.obs[:, None], True)
 
         logprob = distribution.log_prob(action)
@@ -322,7 +326,9 @@ def rollout(args: Args, policy: MemoryPolicy, envs, carry: Carry, visit_bonus: f
         torch.cat(finished) if finished else torch.zeros(0, 3, device=obs.device),
         gate_statistics(gates),
     )
-    return batch, Carry(obs, start, state, seen, episode_return, episode_length)
+    if table.distinct:
+        familiar = share_of_episodes(familiar, batch.seen[batch.done])
+    return batch, Carry(obs, start, state, seen, episode_return, episode_length, familiar)
 
 
 def encode_new(policy: MemoryPolicy, table, features: Tensor) -> Tensor:
@@ -330,6 +336,16 @@ def encode_new(policy: MemoryPolicy, table, features: Tensor) -> Tensor:
     if len(features) == table.count:
         return features
     return torch.cat((features, policy.encoder(table.frames[len(features) :])))
+
+
+def share_of_episodes(familiar: Tensor, ended: Tensor) -> Tensor:
+    """Move the shares (K,) of episodes that showed each observation towards those of `ended` (episodes, K).
+
+    A running average over about the last 500 episodes. What every episode shows anyway thus stops earning the
+    first-visit bonus, and what tells one episode from another, as the cue does, goes on earning it.
+    """
+    weight = len(ended) / (len(ended) + 500)
+    return familiar + weight * (ended.sum(0) / max(len(ended), 1) - familiar)
 
 
 def gate_statistics(gates: list[Tensor | None]) -> Tensor | None:

@@ -20,6 +20,7 @@ PHASES = [
     "first_carry",
     "rollout",
     "encode_new",
+    "share_of_episodes",
     "gate_statistics",
     "advantages",
     "update",
@@ -226,6 +227,19 @@ def test_recall_target_and_visit_bonus_by_hand(script):
     assert [set(row.nonzero().flatten().tolist()) for row in carry.seen] == [{3, 4}, {0}]
     # Episode statistics hold the true reward alone.
     assert batch.finished.tolist() == [[3.0, 2.0, 1.0], [1.0, 3.0, 0.0], [0.0, 3.0, 0.0]]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_most_episodes_show_earns_less(script):
+    """Three episodes ended, showing {0, 1}, {1, 2} and {1, 2}: their shares enter with weight 3 / (3 + 500)."""
+    args, policy, _, carry = toy_rollout(script)
+    share = torch.tensor([1 / 3, 1, 2 / 3, 0, 0, 0])
+    torch.testing.assert_close(carry.familiar, 3 / 503 * share)
+    familiar = torch.tensor([0, 0.2, 0.4, 0, 1.0, 0])
+    start = script.first_carry(policy, TOY)._replace(familiar=familiar)
+    batch, _ = script.rollout(args, policy, TOY, start, visit_bonus=0.25)
+    expected = [[0.2, 0.15], [1.0, 3.0], [0.0, 0.2], [0.0, 0.0], [2.0, 0.0]]
+    torch.testing.assert_close(batch.reward, torch.tensor(expected))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -1,0 +1,503 @@
+"""How fast the agents train, how much of the machine's arithmetic they use, and how much memory they take.
+
+    python scripts/benchmark_speed.py              all agents and presets, the environments alone: speed.json, .png
+    python scripts/benchmark_speed.py --growth     PALMER at growing sizes: growth.json, growth_*.png
+    OMP_NUM_THREADS=1 python scripts/benchmark_speed.py     with one thread; the default is PyTorch's own choice
+
+Needs requirements-plots.txt. Every configuration trains in a process of its own, by its script's own `rollout`,
+`advantages` and `update`, on MiniGrid-MemoryS13-v0 from RGB:
+
+1. rollouts until the agent's memory is full, so that none is cheap because it is empty;
+2. a warm-up iteration (a rollout and one epoch), in which floating-point operations are counted: matrix products,
+   convolutions and attention as the kernels compute them, so with the masked keys and, backwards, the scores that
+   are computed a second time. Element by element operations do not count;
+3. iterations until --seconds are over, one at least. The one with the median duration is reported. Phases are
+   timed by wrapping the functions while they run; on a GPU that waits for it before and after each;
+4. before and after, fp32 products of 2048 x 2048 matrices. The utilisation is the share of their median rate that
+   the training reaches.
+
+The policy is untrained and plays at random, so episodes are long: most run into their limit. A trained agent's
+episodes are shorter and its memory is emptier. Peak memory is that of the whole process, with Python and all
+packages; `memory_before_mb` is what that was before the first rollout.
+"""
+
+import dataclasses
+import importlib
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from experiment import describe_session, run_script, seed_everything, write_json
+from input_error import InputError
+from memory_envs import make_envs
+
+# matplotlib is imported where it draws: it would count as memory of the agents, and no agent needs it.
+
+ENV_ID = "MiniGrid-MemoryS13-v0"
+LONG_ENV_ID = "MiniGrid-MemoryS25-v0"  # its own limit is 3,125 steps
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+MATRIX_SIZE = 2048
+NAMES = {"palmer": "PALMER", "lstm": "PPO-LSTM", "trxl": "PPO-TrXL"}
+PHASES = ("environment", "policy in the rollout", "rest of the rollout", "advantages", "update")
+
+
+@dataclass
+class Options:
+    out: Path = Path("results/speed")
+    """folder for the figures and tables"""
+    growth: bool = False
+    """measure PALMER at growing memory lengths, numbers of environments and widths instead"""
+    seconds: float = 5.0
+    """time for the timed iterations of each configuration; one iteration is made in any case"""
+
+
+class Configuration(NamedTuple):
+    """What is trained: a script, one of its presets, and flags that differ from it."""
+
+    algo: str  # palmer, lstm or trxl
+    preset: str
+    flags: dict[str, Any]
+
+
+# The original code has one LSTM layer where its publication says three: the last three flags are for that.
+CONFIGURATIONS = [
+    Configuration("palmer", "default", {}),
+    Configuration("lstm", "default", {}),
+    Configuration("trxl", "default", {}),
+    Configuration("palmer", "report", {}),
+    Configuration("palmer", "report", {"lstm_layers": 1}),
+    Configuration("lstm", "report", {}),
+    Configuration("lstm", "report", {"lstm_layers": 1}),
+    Configuration("trxl", "report", {}),
+]
+ENVIRONMENTS = [("table", 64), ("table", 1024), ("table", 16384), ("gymnasium", 16)]
+
+
+def growth_configurations() -> dict[str, list[Configuration]]:
+    """The flag that grows -> PALMER with its values, everything else as by default where it is not given."""
+
+    def palmer(**flags: Any) -> Configuration:
+        return Configuration("palmer", "default", flags)
+
+    lengths = [2**k for k in range(5, 12)]
+    short = {"num_envs": 16, "num_steps": 512}
+    long = {**short, "env_id": LONG_ENV_ID, "max_episode_steps": 0}
+    return {
+        "memory_length": [palmer(memory_length=m, **flags) for flags in (short, long) for m in lengths],
+        "num_envs": [
+            palmer(num_envs=n, num_steps=max(8, 8192 // n), num_minibatches=min(4, n))
+            for n in (1, 4, 16, 64, 256, 1024, 4096)
+        ],
+        "width": [palmer(width=d) for d in (64, 128, 256, 384, 512, 768)],
+    }
+
+
+# ------------------------------------------------------------------------------------------- one agent
+
+
+class Agent(NamedTuple):
+    """What a training script's `main` makes before its first rollout."""
+
+    script: ModuleType
+    args: Any
+    envs: Any
+    policy: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+
+
+def make_agent(configuration: Configuration) -> Agent:
+    algo, preset, flags = configuration
+    script = importlib.import_module(f"ppo_{algo}")
+    flags = {"env_id": ENV_ID, "obs_mode": "rgb", **script.PRESETS[preset], **flags}
+    args = script.Args(preset=preset, **flags)
+    seed_everything(args.seed, args.torch_deterministic)
+    envs = make_envs(
+        args.env_id,
+        args.num_envs,
+        obs_mode=args.obs_mode,
+        max_episode_steps=args.max_episode_steps,
+        seed=args.seed,
+        device=DEVICE,
+    )
+    table = envs.observations
+    policy = script.make_agent(args, table.space, envs.action_space, table.capacity).to(DEVICE)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    return Agent(script, args, envs, policy, optimizer)
+
+
+def measure_agent(configuration: Configuration, seconds: float) -> dict[str, Any]:
+    """Train for about `seconds` -> the row of the results. To be called in a process of its own."""
+    agent = make_agent(configuration)
+    args = agent.args
+    memory_before = peak_memory()
+    matrix_rates = matrix_flops_per_second()
+
+    carry = fill_memory(agent)
+    flops, carry = count_flops(agent, carry)
+    iterations, finished = [], []
+    began = time.perf_counter()
+    while not iterations or time.perf_counter() - began < seconds:
+        phases, batch, carry = timed_iteration(agent, carry)
+        iterations.append(phases)
+        finished.append(batch.finished)
+    peak = peak_memory()
+
+    matrix_rate = statistics.median(matrix_rates + matrix_flops_per_second())
+    iterations.sort(key=lambda phases: sum(phases.values()))
+    median = iterations[(len(iterations) - 1) // 2]
+    steps = args.num_envs * args.num_steps
+    steps_per_second = steps / sum(median.values())
+    lengths = torch.cat(finished)[:, 1]
+    return {
+        **configuration._asdict(),
+        "num_envs": args.num_envs,
+        "num_steps": args.num_steps,
+        "parameters": sum(p.numel() for p in agent.policy.parameters()),
+        "iterations": len(iterations),
+        "steps_per_second": steps_per_second,
+        "microseconds_per_step": {phase: 1e6 * time / steps for phase, time in median.items()},
+        "flops_per_step": flops,
+        "matrix_flops_per_second": matrix_rate,
+        "utilisation": sum(flops.values()) * steps_per_second / matrix_rate,
+        "peak_memory_mb": peak / 1e6,
+        "memory_before_mb": memory_before / 1e6,
+        "gpu_memory_mb": torch.cuda.max_memory_allocated() / 1e6 if DEVICE.type == "cuda" else None,
+        "episode_limit": agent.envs.max_episode_steps,
+        "mean_episode_length": lengths.mean().item() if len(lengths) else None,
+        "cached_steps": carry.state.cache[0].shape[2] if carry.state.cache else 0,
+    }
+
+
+def fill_memory(agent: Agent) -> Any:
+    """Play until the memory is as full as it gets -> what the next rollout starts from."""
+    script, args, envs, policy, _ = agent
+    carry = script.first_carry(policy, envs)
+    fill = min(getattr(args, "memory_length", 1), envs.max_episode_steps)
+    steps = min(fill, args.num_steps)  # longer rollouts than the measured ones could take more memory than those
+    for _ in range(0, fill, steps):
+        _, carry = script.rollout(dataclasses.replace(args, num_steps=steps), policy, envs, carry, 0.0)
+    return carry
+
+
+def count_flops(agent: Agent, carry: Any) -> tuple[dict[str, float], Any]:
+    """One iteration -> floating-point operations per environment step in rollout and update, and the next carry.
+
+    One epoch is run and stands for all of them, as each sees the same steps.
+    """
+    script, args, envs, policy, optimizer = agent
+    steps = args.num_envs * args.num_steps
+    with flop_counter() as in_rollout:
+        batch, carry = script.rollout(args, policy, envs, carry, args.visit_bonus)
+    one_epoch = dataclasses.replace(args, update_epochs=1)
+    with flop_counter() as in_epoch:
+        script.update(one_epoch, policy, optimizer, envs.observations, batch, args.ent_coef)
+    flops = {
+        "rollout": in_rollout.get_total_flops() / steps,
+        "update": args.update_epochs * in_epoch.get_total_flops() / steps,
+    }
+    return flops, carry
+
+
+def flop_counter() -> FlopCounterMode:
+    """PyTorch's counter, with the CPU's attention kernel, which it does not know."""
+
+    def forward(query, key, value, *_, **__):
+        return sdpa_flop_count(query, key, value)
+
+    def backward(grad_out, query, key, value, *_, **__):
+        return sdpa_backward_flop_count(grad_out, query, key, value)
+
+    aten = torch.ops.aten
+    formulas = {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
+def timed_iteration(agent: Agent, carry: Any) -> tuple[dict[str, float], Any, Any]:
+    """One rollout and one update -> seconds of each of PHASES, the rollout, the next carry."""
+    script, args, envs, policy, optimizer = agent
+    seconds: Counter[str] = Counter()
+
+    def timed(owner: Any, function: str, phase: str) -> Any:
+        return patch.object(owner, function, clock(seconds, phase)(getattr(owner, function)))
+
+    with (
+        clock(seconds, "rollout"),
+        timed(envs, "step", "environment"),
+        timed(policy, "act", "policy"),
+        timed(policy.encoder, "forward", "policy"),
+    ):
+        batch, carry = script.rollout(args, policy, envs, carry, args.visit_bonus)
+    with clock(seconds, "whole update"), timed(script, "advantages", "advantages"):
+        script.update(args, policy, optimizer, envs.observations, batch, args.ent_coef)
+
+    phases = {
+        "environment": seconds["environment"],
+        "policy in the rollout": seconds["policy"],
+        "rest of the rollout": seconds["rollout"] - seconds["environment"] - seconds["policy"],
+        "advantages": seconds["advantages"],
+        "update": seconds["whole update"] - seconds["advantages"],
+    }
+    return phases, batch, carry
+
+
+@contextmanager
+def clock(seconds: Counter[str], phase: str) -> Iterator[None]:
+    """Adds the seconds that the block, or a function decorated with it, takes to `seconds[phase]`."""
+    synchronize()
+    began = time.perf_counter()
+    yield
+    synchronize()
+    seconds[phase] += time.perf_counter() - began
+
+
+def synchronize() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+# ------------------------------------------------------------------------------------------ the machine
+
+
+def matrix_flops_per_second(repeats: int = 3) -> list[float]:
+    """Floating-point operations per second of each of some large fp32 matrix products."""
+    a, b, product = torch.rand(3, MATRIX_SIZE, MATRIX_SIZE, device=DEVICE)
+    torch.mm(a, b, out=product)
+    rates = []
+    for _ in range(repeats):
+        seconds: Counter[str] = Counter()
+        with clock(seconds, "product"):
+            torch.mm(a, b, out=product)
+        rates.append(2 * MATRIX_SIZE**3 / seconds["product"])
+    return rates
+
+
+def peak_memory() -> int:
+    """Most bytes of main memory that this process has held at once.
+
+    On Linux a process inherits this figure from the one that starts it, so that one must stay small.
+    """
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def describe_machine() -> dict[str, Any]:
+    models = [platform.processor()]
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")] or models
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": models[0],
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if DEVICE.type == "cuda" else None,
+        **describe_session(),
+    }
+
+
+def measure_environments(backend: str, num_envs: int, seconds: float) -> dict[str, Any]:
+    """Random actions in environments without an agent -> the row of the results."""
+    envs = make_envs(ENV_ID, num_envs, backend=backend, obs_mode="rgb", device=DEVICE)
+    actions = torch.randint(int(envs.action_space.n), (64, num_envs), device=DEVICE)
+    envs.reset()
+    durations: list[float] = []
+    began = time.perf_counter()
+    while len(durations) < 2 or time.perf_counter() - began < seconds:
+        block: Counter[str] = Counter()
+        with clock(block, "steps"):
+            for action in actions:
+                envs.step(action)
+        durations.append(block["steps"])
+    envs.close()
+    median = statistics.median(durations[1:])  # the first block warms up
+    return {"backend": backend, "num_envs": num_envs, "steps_per_second": actions.numel() / median}
+
+
+def in_fresh_process(function: Any, *arguments: Any) -> Any:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+# ------------------------------------------------------------------------------------- tables and figures
+
+
+def label(row: dict[str, Any]) -> str:
+    layers = row["flags"].get("lstm_layers")
+    return NAMES[row["algo"]] + (f", {layers} LSTM layer" if layers else "")
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for first, *rest in lines:
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        print("  ".join([first.ljust(widths[0]), *cells]))
+    print()
+
+
+def print_agents(rows: list[dict[str, Any]], names: list[str]) -> None:
+    header = ["", "steps/s", "us/step", *PHASES, "MFLOP/step", "utilisation", "peak MB"]
+    lines = []
+    for name, row in zip(names, rows, strict=True):
+        times = row["microseconds_per_step"]
+        lines.append(
+            [
+                name,
+                f"{row['steps_per_second']:,.0f}",
+                f"{sum(times.values()):,.0f}",
+                *(f"{times[phase]:,.1f}" for phase in PHASES),
+                f"{sum(row['flops_per_step'].values()) / 1e6:,.1f}",
+                f"{row['utilisation']:.1%}",
+                f"{row['peak_memory_mb']:,.0f}",
+            ]
+        )
+    print_table(header, lines)
+
+
+def plot_speed(rows: list[dict[str, Any]], machine: dict[str, Any], file: Path) -> None:
+    """Time per environment step by phase, and utilisation; a row of panels for each preset."""
+    import matplotlib.pyplot as plt
+
+    presets = list(dict.fromkeys(row["preset"] for row in rows))
+    groups = [[row for row in rows if row["preset"] == preset][::-1] for preset in presets]
+    figure, axes = plt.subplots(
+        len(groups),
+        2,
+        figsize=(10, 1.6 + 0.5 * len(rows)),
+        width_ratios=(3, 1),
+        height_ratios=[len(group) + 1 for group in groups],
+        squeeze=False,
+        layout="constrained",
+    )
+    colours = dict(zip(PHASES, ("#009e73", "#0072b2", "#8ec5e8", "#d55e00", "#e6a700"), strict=True))
+    for preset, group, (left, right) in zip(presets, groups, axes, strict=True):
+        names = [label(row) for row in group]
+        start = [0.0] * len(group)
+        for phase in PHASES:
+            times = [row["microseconds_per_step"][phase] for row in group]
+            left.barh(names, times, left=start, height=0.65, color=colours[phase], label=phase)
+            start = [a + b for a, b in zip(start, times, strict=True)]
+        speeds = [f"{row['steps_per_second']:,.0f} steps/s" for row in group]
+        left.bar_label(left.containers[-1], speeds, padding=4)
+        left.set_xlim(0, 1.2 * max(start))
+        left.set_title(f"preset {preset}", loc="left", fontweight="bold")
+        bars = right.barh(names, [100 * row["utilisation"] for row in group], height=0.65, color="#777777")
+        right.bar_label(bars, fmt="%.0f%%", padding=4)
+        right.set_xlim(0, 100)
+        right.set_yticks([])
+    axes[-1][0].set_xlabel("microseconds per environment step")
+    axes[-1][1].set_xlabel("utilisation, % of matrix products' rate")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(PHASES), frameon=False)
+    finish(figure, axes.flat, machine, file)
+
+
+def plot_growth(flag: str, rows: list[dict[str, Any]], machine: dict[str, Any], file: Path) -> None:
+    """Steps per second and peak memory against one flag; a curve for each episode limit."""
+    import matplotlib.pyplot as plt
+
+    title = {
+        "memory_length": "memory length M, in steps",
+        "num_envs": "environments N",
+        "width": "width D",
+    }[flag]
+    figure, (speed, memory) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    values = sorted({row["flags"][flag] for row in rows})
+    for limit in dict.fromkeys(row["episode_limit"] for row in rows):
+        curve = [row for row in rows if row["episode_limit"] == limit]
+        x = [row["flags"][flag] for row in curve]
+        name = f"episodes of up to {limit:,} steps"
+        speed.plot(x, [row["steps_per_second"] for row in curve], "o-", label=name)
+        memory.plot(x, [row["peak_memory_mb"] for row in curve], "o-", label=name)
+    memory.axhline(
+        min(row["memory_before_mb"] for row in rows), color="#777777", linestyle="--", label="before training"
+    )
+    for axis, quantity in ((speed, "environment steps per second"), (memory, "peak memory, in MB")):
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(values, [f"{value:,}" for value in values])
+        axis.minorticks_off()
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel(title)
+        axis.set_title(quantity, loc="left")
+        axis.yaxis.set_major_formatter("{x:,.0f}")
+        axis.grid(axis="y", color="#e5e5e5")
+        axis.legend(frameon=False)
+    finish(figure, (speed, memory), machine, file)
+
+
+def finish(figure: Any, axes: Any, machine: dict[str, Any], file: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_axisbelow(True)
+    where = machine["gpu"] or machine["cpu"]
+    figure.supxlabel(f"{where}, {machine['threads']} threads", fontsize=8, color="#777777", x=0.99, ha="right")
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+# -------------------------------------------------------------------------------------------------- main
+
+
+def measure_all(configurations: list[Configuration], seconds: float) -> list[dict[str, Any]]:
+    rows = []
+    for configuration in configurations:
+        flags = " ".join(f"{name}={value}" for name, value in configuration.flags.items())
+        print(f"measuring {configuration.algo} {configuration.preset} {flags}", flush=True)
+        rows.append(in_fresh_process(measure_agent, configuration, seconds))
+    print()
+    return rows
+
+
+def main(options: Options) -> None:
+    """Measure, print tables and write files into `options.out`. Raises InputError if that cannot be written."""
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {options.out}: must be a folder that can be written ({error.strerror}).") from error
+    machine = describe_machine()
+    print(f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, PyTorch {machine['versions']['torch']}")
+    if options.growth:
+        series = {}
+        for flag, configurations in growth_configurations().items():
+            series[flag] = measure_all(configurations, options.seconds)
+            names = [f"{flag} {row['flags'][flag]}, limit {row['episode_limit']}" for row in series[flag]]
+            print_agents(series[flag], names)
+            plot_growth(flag, series[flag], machine, options.out / f"growth_{flag}.png")
+        write_json(options.out / "growth.json", {"machine": machine, **series})
+        return
+    agents = measure_all(CONFIGURATIONS, options.seconds)
+    environments = [in_fresh_process(measure_environments, *which, 1.0) for which in ENVIRONMENTS]
+    print_agents(agents, [f"{row['preset']}: {label(row)}" for row in agents])
+    print_table(
+        ["environments alone", "N", "steps/s"],
+        [[row["backend"], f"{row['num_envs']:,}", f"{row['steps_per_second']:,.0f}"] for row in environments],
+    )
+    write_json(options.out / "speed.json", {"machine": machine, "agents": agents, "environments": environments})
+    plot_speed(agents, machine, options.out / "speed.png")
+
+
+if __name__ == "__main__":
+    run_script(main, Options, {}, __doc__)

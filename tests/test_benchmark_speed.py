@@ -1,0 +1,206 @@
+"""scripts/benchmark_speed.py: it counts, times and separates what it says, and writes all its files."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import ppo_lstm
+import ppo_palmer
+import ppo_trxl
+from experiment import check_args
+from input_error import InputError
+from scripts import benchmark_speed
+from scripts.benchmark_speed import Configuration, Options
+
+TINY = {
+    "num_envs": 16,
+    "num_steps": 8,
+    "num_minibatches": 2,
+    "width": 8,
+    "cnn_channels": (2, 3, 4),
+    "lstm_layers": 2,
+    "trxl_layers": 2,
+    "trxl_heads": 2,
+    "memory_length": 6,
+}
+
+
+SCRIPTS = {"palmer": ppo_palmer, "lstm": ppo_lstm, "trxl": ppo_trxl}
+
+
+def tiny(algo: str, **flags) -> Configuration:
+    known = vars(SCRIPTS[algo].Args())
+    return Configuration(algo, "default", {name: v for name, v in (TINY | flags).items() if name in known})
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # for the processes started
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def flops_by_hand(algo: str, N: int, T: int, D: int, M: int, K: int, layers: int, epochs: int) -> tuple[int, int]:
+    """Multiplications and additions of matrix products in a first rollout and its update, from the equations.
+
+    TINY's network on 84x84 RGB, no episode ending, K distinct frames encoded in every minibatch.
+    """
+    first_convolution = 2 * 20 * 20 * 2 * (3 * 8 * 8)
+    rest_of_encoder = 2 * 9 * 9 * 3 * (2 * 4 * 4) + 2 * 7 * 7 * 4 * (3 * 3 * 3) + 2 * (7 * 7 * 4) * D
+    encoder = first_convolution + rest_of_encoder
+
+    lstm = layers * (2 * D * 4 * D + 2 * D * 4 * D)  # of the input, of h
+    transformer = layers * (2 * D * 3 * D + 2 * D * D + 2 * 2 * D * 2 * D)  # q k v, output, feed-forward of 2 D
+    gate = 2 * 2 * D * D
+    heads = 2 * D * D + 2 * D * 7 + 2 * D  # hidden layer, 7 actions, value
+    step = heads
+    step += lstm if algo != "trxl" else 0
+    step += transformer if algo != "lstm" else 0
+    step += gate if algo == "palmer" else 0
+    product = 2 * D if algo != "lstm" else 0  # a query with a key, or a weight with a value, over all heads
+
+    # The step after the last one gives the value to look ahead to. At step t the memory holds min(t + 1, M) steps.
+    attended = sum(min(t + 1, M) for t in range(T + 1))
+    rollout = K * encoder + N * ((T + 1) * step + layers * attended * 2 * product)
+
+    # Backwards there are two products for each one: for the weights and for the input, which frames do not need.
+    # Attention makes 2 products forward and 5 backward, one of which computes the scores again.
+    recall = 2 * D * K
+    minibatches = 2
+    encoding = minibatches * K * (2 * first_convolution + 3 * rest_of_encoder)
+    attention = layers * T * T * 7 * product
+    update = epochs * (encoding + N * (T * 3 * (step + recall) + attention))
+    return rollout, update
+
+
+@pytest.mark.parametrize("algo", ["palmer", "lstm", "trxl"])
+def test_counted_operations_are_those_of_the_equations(algo):
+    agent = benchmark_speed.make_agent(tiny(algo))
+    carry = agent.script.first_carry(agent.policy, agent.envs)
+    flops, _ = benchmark_speed.count_flops(agent, carry)
+    N, T = TINY["num_envs"], TINY["num_steps"]
+    K = agent.envs.observations.count
+    assert K <= N * T / 2  # so every minibatch encodes each frame once
+    rollout, update = flops_by_hand(algo, N, T, TINY["width"], TINY["memory_length"], K, 2, agent.args.update_epochs)
+    assert flops["rollout"] * N * T == rollout
+    assert flops["update"] * N * T == update
+
+
+def test_each_phase_gets_its_own_time(monkeypatch):
+    """On a clock that only the named functions move, each by its own amount, every phase has an exact time."""
+    now = 0.0
+
+    def takes(owner, name, seconds):
+        original = getattr(owner, name)
+
+        def slow(*args, **kwargs):
+            nonlocal now
+            now += seconds
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    agent = benchmark_speed.make_agent(tiny("palmer"))
+    carry = benchmark_speed.fill_memory(agent)
+    takes(agent.envs, "step", 1)
+    takes(agent.policy.encoder, "forward", 10)
+    takes(agent.policy, "act", 100)
+    takes(agent.script, "gate_statistics", 7)
+    takes(agent.script, "advantages", 3)
+    takes(agent.script, "distinct_frames", 1000)
+    monkeypatch.setattr(benchmark_speed, "time", SimpleNamespace(perf_counter=lambda: now))
+    phases, _, _ = benchmark_speed.timed_iteration(agent, carry)
+    T, minibatches = TINY["num_steps"], 2 * agent.args.update_epochs
+    assert phases == {
+        "environment": T,
+        "policy in the rollout": 10 + 100 * (T + 1),
+        "rest of the rollout": 7,
+        "advantages": 3,
+        "update": minibatches * (1000 + 100 + 10),
+    }
+    assert tuple(phases) == benchmark_speed.PHASES
+
+
+def test_the_memory_is_full_before_anything_is_measured():
+    agent = benchmark_speed.make_agent(tiny("trxl", memory_length=20))
+    carry = benchmark_speed.fill_memory(agent)
+    assert carry.state.cache[0].shape[2] == 19
+    assert carry.state.clock.max() >= 20
+
+
+def test_nothing_stays_wrapped():
+    agent = benchmark_speed.make_agent(tiny("lstm"))
+    advantages = agent.script.advantages
+    benchmark_speed.timed_iteration(agent, benchmark_speed.fill_memory(agent))
+    assert "step" not in vars(agent.envs) and "act" not in vars(agent.policy)
+    assert "forward" not in vars(agent.policy.encoder)
+    assert agent.script.advantages is advantages
+
+
+def test_a_whole_run_writes_figures_and_the_machine(monkeypatch, tmp_path, capsys):
+    large = tiny("lstm", num_envs=1024, num_steps=16, width=128, num_minibatches=1)._replace(preset="report")
+    monkeypatch.setattr(benchmark_speed, "CONFIGURATIONS", [large, tiny("palmer", lstm_layers=1)])
+    monkeypatch.setattr(benchmark_speed, "ENVIRONMENTS", [("table", 64)])
+    benchmark_speed.main(Options(out=tmp_path / "new", seconds=0.0))
+    results = json.loads((tmp_path / "new" / "speed.json").read_text())
+    assert {"date", "cpu", "cores", "threads", "versions", "command"} <= results["machine"].keys()
+    assert results["machine"]["threads"] == 1
+    assert (tmp_path / "new" / "speed.png").stat().st_size > 10_000
+    assert results["environments"][0]["steps_per_second"] > 0
+
+    first, second = results["agents"]
+    assert [first["algo"], second["algo"]] == ["lstm", "palmer"]
+    assert second["flags"]["lstm_layers"] == 1
+    assert second["peak_memory_mb"] < first["peak_memory_mb"] - 150  # memory of one is not counted for the next
+    printed = capsys.readouterr().out
+    for row in (first, second):
+        assert row["peak_memory_mb"] >= row["memory_before_mb"] > 50
+        flops = sum(row["flops_per_step"].values())
+        assert row["utilisation"] * row["matrix_flops_per_second"] == pytest.approx(flops * row["steps_per_second"])
+        assert sum(row["microseconds_per_step"].values()) == pytest.approx(1e6 / row["steps_per_second"])
+        assert f"{row['steps_per_second']:,.0f}" in printed
+
+
+def test_tables_are_faster_than_the_package():
+    table, package = (
+        benchmark_speed.measure_environments(backend, num_envs, 0.0)["steps_per_second"]
+        for backend, num_envs in (("table", 1024), ("gymnasium", 2))
+    )
+    assert table > 20 * package
+
+
+def test_growth_writes_a_figure_for_each_series(monkeypatch, tmp_path):
+    series = {
+        "width": [tiny("trxl", width=16)],
+        "memory_length": [tiny("palmer", memory_length=9)],
+    }
+    monkeypatch.setattr(benchmark_speed, "growth_configurations", lambda: series)
+    benchmark_speed.main(Options(out=tmp_path, growth=True, seconds=0.0))
+    results = json.loads((tmp_path / "growth.json").read_text())
+    assert [row["cached_steps"] for row in results["memory_length"]] == [8]
+    assert {row["episode_limit"] for row in results["width"]} == {96}
+    for name in series:
+        assert (tmp_path / f"growth_{name}.png").stat().st_size > 10_000
+    assert not (tmp_path / "speed.json").exists()
+
+
+def test_the_real_configurations_are_legal_and_of_like_size():
+    growth = benchmark_speed.growth_configurations()
+    for configuration in sum(growth.values(), benchmark_speed.CONFIGURATIONS):
+        script = SCRIPTS[configuration.algo]
+        check_args(script.Args(**(script.PRESETS[configuration.preset] | configuration.flags)))
+    for flags in [configuration.flags for configuration in growth["num_envs"]]:
+        assert flags["num_envs"] * flags["num_steps"] == 8192 or flags["num_steps"] == 8
+    lengths = [configuration.flags["memory_length"] for configuration in growth["memory_length"]]
+    assert (min(lengths), max(lengths)) == (32, 2048)
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_measuring(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(InputError, match="--out"):
+        benchmark_speed.main(Options(out=file))
