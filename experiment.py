@@ -158,7 +158,7 @@ ABOVE_0 = ["learning_rate", "clip_coef", "max_grad_norm", "target_kl"]
 FROM_0_TO_1 = ["gamma", "gae_lambda", "gate_floor", "fixed_gate"]
 
 
-def check_args(args: Any) -> None:
+def check_args(args: Any, num_processes: int) -> None:
     """Check what needs no environment and no network. Raises InputError for the first flag out of its range."""
     for names, fits, allowed in (
         (AT_LEAST_1, lambda value: value >= 1, "at least 1"),
@@ -172,10 +172,10 @@ def check_args(args: Any) -> None:
                 raise InputError(f"{flag_of(name)} {value}: must be {allowed}.")
     if min(args.cnn_channels) < 1:
         raise InputError(f"--cnn-channels {' '.join(map(str, args.cnn_channels))}: all three must be at least 1.")
-    if args.num_envs % args.num_minibatches:
+    if args.num_envs % (args.num_minibatches * num_processes):
         raise InputError(
-            f"--num-minibatches {args.num_minibatches}: must divide --num-envs {args.num_envs}, as a minibatch is "
-            "a set of whole environments."
+            f"--num-minibatches {args.num_minibatches}: times the number of processes ({num_processes}) it must "
+            f"divide --num-envs {args.num_envs}, as a minibatch is a set of whole environments."
         )
 
 

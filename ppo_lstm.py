@@ -23,6 +23,14 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from distributed import (
+    any_process,
+    average_gradients,
+    gather,
+    join_processes,
+    leave_processes,
+    mean_over_processes,
+)
 from evaluate import describe, evaluate_policy
 from experiment import (
     Interrupt,
@@ -39,10 +47,13 @@ from experiment import (
     set_random_state,
     write_json,
 )
+from input_error import InputError
 from memory_envs import make_envs
 from palmer_policy import LSTMMemory, MemoryPolicy, MemoryState, empty_state
 
 ALGO = "lstm"
+RECENT_EPISODES = 500  # the training success rate is that of the episodes that ended last
+PROCESS_SEED = 1_000_000  # apart from one process's seed to the next one's
 
 
 @dataclass
@@ -253,7 +264,7 @@ def first_carry(policy: MemoryPolicy, envs) -> Carry:
 @torch.no_grad()
 def rollout(args: Args, policy: MemoryPolicy, envs, carry: Carry, visit_bonus: float) -> tuple[Rollout, Carry]:
     """Play T steps in N environments."""
-    T, N = args.num_steps, args.num_envs
+    T, N = args.num_steps, envs.num_envs
     table = envs.observations
     carry = carry._replace(obs=table.keep(carry.obs))
     obs, start, state, seen, episode_return, episode_length, familiar = carry
@@ -351,17 +362,16 @@ def advantages(args: Args, batch: Rollout) -> tuple[Tensor, Tensor]:
     return advantage, advantage + batch.value
 
 
-def update(
-    args: Args, policy: MemoryPolicy, optimizer, table, batch: Rollout, ent_coef: float
-) -> dict[str, Tensor | float]:
+def update(args: Args, policy: MemoryPolicy, optimizer, table, batch: Rollout, ent_coef: float) -> dict[str, float]:
     """Several epochs of PPO over a rollout, in minibatches of whole environments -> averaged losses."""
     advantage, returns = advantages(args, batch)
     if args.norm_adv:
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        advantage = advantage - mean_over_processes(advantage.mean())
+        advantage = advantage / (mean_over_processes(advantage.square().mean()).sqrt() + 1e-8)
     recall = args.recall_coef > 0 and table.distinct
     totals: dict[str, list[Tensor]] = {}
     for _ in range(args.update_epochs):
-        order = torch.randperm(args.num_envs, device=batch.obs.device)
+        order = torch.randperm(batch.obs.shape[1], device=batch.obs.device)
         for env in order.chunk(args.num_minibatches):
             frames, obs_index = distinct_frames(table, batch.obs[:, env])
             state = batch.state.select(env)
@@ -392,6 +402,7 @@ def update(
 
             optimizer.zero_grad()
             loss.backward()
+            average_gradients(policy.parameters())
             nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
             optimizer.step()
 
@@ -403,11 +414,11 @@ def update(
                     totals.setdefault(name, []).append(loss.detach())
                 if "first_minibatch_ratio_error" not in totals:
                     totals["first_minibatch_ratio_error"] = [(ratio - 1).abs().max()]
-        if args.target_kl is not None and totals["approx_kl"][-1] > args.target_kl:
+        if args.target_kl is not None and mean_over_processes(totals["approx_kl"][-1]) > args.target_kl:
             break
-    means = {name: torch.stack(values).mean().item() for name, values in totals.items()}
-    means["explained_variance"] = (1 - (returns - batch.value).var() / returns.var()).item()
-    return means
+    totals["explained_variance"] = [1 - (returns - batch.value).var() / returns.var()]
+    means = mean_over_processes(torch.stack([torch.stack(values).mean() for values in totals.values()]))
+    return dict(zip(totals, means.tolist(), strict=True))
 
 
 def distinct_frames(table, obs: Tensor) -> tuple[Tensor, Tensor]:
@@ -426,64 +437,70 @@ def schedule(start: float, end: float | None, step: int, length: int) -> float:
 def main(args: Args) -> dict:
     """Train -> the summary that is also written to the run's folder. Raises InputError on wrong input."""
     args = resume_args(args, Args)
-    check_args(args)
-    saved = load_checkpoint(Path(args.resume, "checkpoint.pt"), flag="--resume") if args.resume else None
     device = choose_device(args.cuda)
+    rank, num_processes = join_processes(device.type == "cuda")
+    check_args(args, num_processes)
+    saved = load_checkpoint(Path(args.resume, "checkpoint.pt"), flag="--resume") if args.resume else None
     seed_everything(args.seed, args.torch_deterministic)
     envs = make_envs(
         args.env_id,
-        args.num_envs,
+        args.num_envs // num_processes,
         backend=args.env_backend,
         obs_mode=args.obs_mode,
         agent_view_size=args.agent_view_size,
         max_episode_steps=args.max_episode_steps,
-        seed=args.seed,
+        seed=args.seed + rank * PROCESS_SEED,
         device=device,
     )
     table = envs.observations
     policy = make_agent(args, table.space, envs.action_space, table.capacity).to(device)
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    run = RunFolder(args.resume or args.run_dir, args, ALGO, saved and saved["log_sizes"])
-
+    if rank > 0:  # from here on: the parameters are the same in all processes, the actions must not be
+        torch.manual_seed(args.seed + rank * PROCESS_SEED)
     carry = first_carry(policy, envs)
-    step, seconds, milestones, recent = 0, 0.0, {}, deque(maxlen=500)  # recent: return, length, success
+    step, seconds, milestones, recent = 0, 0.0, {}, deque(maxlen=RECENT_EPISODES)
     if saved:
-        print(f"Going on with {run.path} after {saved['step']} steps")
         policy.load_state_dict(saved["policy"])
         optimizer.load_state_dict(saved["optimizer"])
-        envs.load_state_dict(saved["envs"])
         step, seconds, milestones = saved["step"], saved["seconds"], saved["milestones"]
         recent.extend(saved["recent"])
-        if envs.exact_resume:
-            carry = Carry(*saved["carry"][:2], MemoryState(*saved["carry"][2]), *saved["carry"][3:])
-        else:
-            carry = first_carry(policy, envs)
-            print(f"{args.env_id}: the environments' state cannot be saved, so all episodes restart.")
-        set_random_state(saved["random"])
+        if len(saved["processes"]) != num_processes:
+            raise InputError(
+                f"--resume {args.resume}: the run was trained by {len(saved['processes'])} processes and must go on "
+                f"with as many, not {num_processes}."
+            )
+        mine = saved["processes"][rank]
+        envs.load_state_dict(mine["envs"])
+        carry = load_carry(mine["carry"], device) if envs.exact_resume else first_carry(policy, envs)
+        set_random_state(mine["random"])
+    run = progress = None
+    if rank == 0:  # one process writes
+        run = RunFolder(args.resume or args.run_dir, args, ALGO, saved and saved["log_sizes"])
+        progress = Progress(args.total_timesteps, start_step=step)
+        if saved and not envs.exact_resume:
+            progress.note(f"{args.env_id}: its state cannot be saved, so all episodes restart.")
 
     def save() -> None:
-        if args.save_model:
+        mine = {"envs": envs.state_dict(), "carry": save_carry(carry), "random": random_state()}
+        processes = gather(mine)
+        if rank == 0:
             payload = {
                 "algo": ALGO,
                 "args": asdict(args),
                 "policy": policy.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "envs": envs.state_dict(),
-                "carry": [tuple(part) if isinstance(part, MemoryState) else part for part in carry],
                 "step": step,
                 "seconds": seconds,
                 "milestones": milestones,
                 "recent": list(recent),
-                "random": random_state(),
+                "processes": processes,
                 "log_sizes": run.log_sizes(),
             }
             save_checkpoint(run.checkpoint_file, payload)
 
-    progress = Progress(args.total_timesteps, start_step=step)
-    last_save = time.monotonic()
-    recalled = True
+    last_save, stop, warned = time.monotonic(), False, False
     with Interrupt() as interrupt:
-        while step < args.total_timesteps and not interrupt.requested:
+        while step < args.total_timesteps and not stop:
             began = time.monotonic()
             anneal_steps = args.anneal_steps or args.total_timesteps
             learning_rate = schedule(args.learning_rate, args.final_learning_rate, step, anneal_steps)
@@ -497,53 +514,45 @@ def main(args: Args) -> dict:
 
             previous, step = step, step + args.num_envs * args.num_steps
             seconds += time.monotonic() - began
-            recent.extend(batch.finished.tolist())
-            metrics = {f"losses/{name}": value for name, value in losses.items()}
-            metrics |= {
-                "charts/learning_rate": learning_rate,
-                "charts/entropy_coefficient": ent_coef,
-                "charts/visit_bonus": visit_bonus,
-                "charts/SPS": step / seconds,
-            }
-            success_rate = None
-            if recent:
-                returns, lengths, successes = (sum(x) / len(recent) for x in zip(*recent, strict=True))
-                metrics |= {"charts/episodic_return": returns, "charts/episodic_length": lengths}
-                if envs.has_success:
-                    metrics["train/success_rate"] = success_rate = successes
-                    for level in ("0.95", "0.99"):
-                        if len(recent) == recent.maxlen and successes >= float(level):
-                            milestones.setdefault(level, [step, seconds])
-            if batch.gate is not None:
-                names = ("agf_value", "min_gate_value", "max_gate_value", "std_gate_value")
-                metrics |= {f"gates/{n}": v for n, v in zip(names, batch.gate.tolist(), strict=True)}
-            if recalled and not table.distinct and (args.recall_coef or args.visit_bonus):
-                recalled = False
-                progress.note(
-                    f"{args.env_id} shows more than {table.capacity} distinct observations: recall loss and "
-                    f"visit bonus are off."
+            for finished in gather(batch.finished.tolist()):
+                recent.extend(finished)
+            if rank == 0:
+                metrics = {
+                    "charts/learning_rate": learning_rate,
+                    "charts/entropy_coefficient": ent_coef,
+                    "charts/visit_bonus": visit_bonus,
+                    "charts/SPS": step / seconds,
+                    **{f"losses/{name}": value for name, value in losses.items()},
+                    **gate_metrics(batch.gate),
+                    **episode_metrics(recent, envs.has_success),
+                }
+                for level in ("0.95", "0.99"):
+                    if len(recent) == RECENT_EPISODES and metrics.get("train/success_rate", 0) >= float(level):
+                        milestones.setdefault(level, [step, seconds])
+                if not (table.distinct or warned) and (args.recall_coef or args.visit_bonus):
+                    warned = True
+                    progress.note(
+                        f"{args.env_id} shows more than {table.capacity} distinct observations, so recall loss "
+                        f"and visit bonus are off."
+                    )
+                progress.update(
+                    step,
+                    sps=step / seconds,
+                    success_rate=metrics.get("train/success_rate"),
+                    length=metrics.get("charts/episodic_length"),
+                    episodic_return=metrics.get("charts/episodic_return"),
                 )
-            progress.update(
-                step,
-                sps=step / seconds,
-                success_rate=success_rate,
-                length=metrics.get("charts/episodic_length"),
-                episodic_return=metrics.get("charts/episodic_return"),
-            )
-            if args.eval_every and step // args.eval_every > previous // args.eval_every:
-                metrics |= eval_metrics(held_out(args, policy, run, step, args.eval_episodes))
-            run.log(step, metrics)
-            if time.monotonic() - last_save > args.checkpoint_every:
+                if args.eval_every and step // args.eval_every > previous // args.eval_every:
+                    metrics |= eval_metrics(held_out(args, policy, run, step, args.eval_episodes))
+                run.log(step, metrics)
+            due = time.monotonic() - last_save > args.checkpoint_every
+            stop, due = any_process(interrupt.requested, due)
+            if due and args.save_model:
                 save()
                 last_save = time.monotonic()
-        save()
-    progress.close()
+        if args.save_model:
+            save()
 
-    evaluation = None
-    if not interrupt.requested:
-        evaluation = held_out(args, policy, run, step, args.final_eval_episodes)
-        run.log(step, eval_metrics(evaluation))
-        print(describe(evaluation, args.env_id))
     summary = {
         "algo": ALGO,
         "env_id": args.env_id,
@@ -551,24 +560,59 @@ def main(args: Args) -> dict:
         "steps": step,
         "seconds": seconds,
         "sps": step / max(seconds, 1e-9),
-        "run_dir": str(run.path),
-        "evaluation": evaluation,
+        "evaluation": None,
     }
     for level in ("0.95", "0.99"):
         summary[f"steps_to_{level}"], summary[f"seconds_to_{level}"] = milestones.get(level, (None, None))
-    if not interrupt.requested:
-        write_json(run.summary_file, summary)
-    run.close()
+    if rank == 0:
+        progress.close()
+        summary["run_dir"] = str(run.path)
+        if not stop:
+            summary["evaluation"] = held_out(args, policy, run, step, args.final_eval_episodes)
+            run.log(step, eval_metrics(summary["evaluation"]))
+            print(describe(summary["evaluation"], args.env_id))
+            write_json(run.summary_file, summary)
+        run.close()
+        print(f"run       {run.path}   (tensorboard --logdir {run.path.parent})")
+        if args.save_model:
+            print(f"model     {run.checkpoint_file}")
+            print(f"evaluate  python evaluate.py --checkpoint {run.checkpoint_file}")
+        if args.capture_video:
+            print(f"videos    {run.videos}")
+        if stop and args.save_model:
+            print(f"continue  python ppo_{ALGO}.py --resume {run.path}")
     envs.close()
-    print(f"run       {run.path}   (tensorboard --logdir {run.path.parent})")
-    if args.save_model:
-        print(f"model     {run.checkpoint_file}")
-        print(f"evaluate  python evaluate.py --checkpoint {run.checkpoint_file}")
-    if args.capture_video:
-        print(f"videos    {run.videos}")
-    if interrupt.requested and args.save_model:
-        print(f"continue  python ppo_{ALGO}.py --resume {run.path}")
+    leave_processes()
     return summary
+
+
+def save_carry(carry: Carry) -> dict:
+    """As plain values and tensors, which a checkpoint can hold."""
+    return {**carry._asdict(), "state": tuple(carry.state)}
+
+
+def load_carry(saved: dict, device: torch.device) -> Carry:
+    state = MemoryState(*saved["state"])
+    state = MemoryState(
+        state.h.to(device), state.c.to(device), tuple(kv.to(device) for kv in state.cache), state.clock.to(device)
+    )
+    return Carry(**{name: value.to(device) for name, value in saved.items() if name != "state"}, state=state)
+
+
+def episode_metrics(recent: deque, has_success: bool) -> dict[str, float]:
+    """Means over the episodes that ended last; empty before the first has ended."""
+    if not recent:
+        return {}
+    returns, lengths, successes = (sum(column) / len(recent) for column in zip(*recent, strict=True))
+    metrics = {"charts/episodic_return": returns, "charts/episodic_length": lengths}
+    return metrics | {"train/success_rate": successes} if has_success else metrics
+
+
+def gate_metrics(gate: Tensor | None) -> dict[str, float]:
+    if gate is None:
+        return {}
+    names = ("agf_value", "min_gate_value", "max_gate_value", "std_gate_value")
+    return {f"gates/{name}": value for name, value in zip(names, gate.tolist(), strict=True)}
 
 
 def held_out(args: Args, policy: MemoryPolicy, run: RunFolder, step: int, episodes: int) -> dict:

@@ -27,6 +27,10 @@ PHASES = [
     "distinct_frames",
     "schedule",
     "main",
+    "save_carry",
+    "load_carry",
+    "episode_metrics",
+    "gate_metrics",
     "held_out",
     "eval_metrics",
 ]
