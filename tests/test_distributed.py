@@ -1,0 +1,147 @@
+"""Several processes under torchrun: the same gradient step as one, one writer, resumable, no orphans."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import ppo_lstm
+import ppo_palmer
+import ppo_trxl
+from memory_envs import make_envs
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = {"palmer": ppo_palmer, "lstm": ppo_lstm, "trxl": ppo_trxl}
+TINY = "--env-id MiniGrid-MemoryS7-v0 --obs-mode symbolic --num-envs 8 --num-steps 16 --num-minibatches 2 --width 16 "
+TINY += "--eval-every 0 --final-eval-episodes 5 --no-cuda"
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def collect(script, num_envs=8):
+    """A rollout of all environments, with episodes carried into it, and the policy that acted."""
+    args = script.Args(width=16, trxl_heads=2) if script is not ppo_lstm else script.Args(width=16)
+    args.num_envs, args.num_steps, args.num_minibatches, args.update_epochs = num_envs, 16, 1, 1
+    torch.manual_seed(0)
+    envs = make_envs("MiniGrid-MemoryS7-v0", num_envs, obs_mode="symbolic", max_episode_steps=20, seed=1)
+    policy = script.make_agent(args, envs.observations.space, envs.action_space, envs.observations.capacity)
+    _, carry = script.rollout(args, policy, envs, script.first_carry(policy, envs), 0.03)
+    batch, _ = script.rollout(args, policy, envs, carry, 0.03)
+    return args, policy, envs.observations, batch
+
+
+def updated_parameters(script, share=slice(None)):
+    """Parameters after one step of plain gradient descent on the environments in `share`."""
+    args, policy, table, batch = collect(script)
+    environments = torch.arange(8)[share]
+    part = batch._replace(
+        state=batch.state.select(environments),
+        next_value=batch.next_value[environments],
+        **{
+            name: getattr(batch, name)[:, environments]
+            for name in (
+                "obs",
+                "episode_start",
+                "action",
+                "logprob",
+                "value",
+                "reward",
+                "done",
+                "timeout_value",
+                "seen",
+            )
+        },
+    )
+    args.max_grad_norm = 1e9
+    script.update(args, policy, torch.optim.SGD(policy.parameters(), lr=1.0), table, part, ent_coef=0.01)
+    return torch.nn.utils.parameters_to_vector(policy.parameters()).detach()
+
+
+def one_of_two(rank, port, algo, folder):
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    torch.save(updated_parameters(SCRIPTS[algo], slice(rank, None, 2)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("algo", SCRIPTS)
+def test_two_processes_take_the_step_of_one(algo, tmp_path):
+    before = torch.nn.utils.parameters_to_vector(collect(SCRIPTS[algo])[1].parameters()).detach()
+    whole = updated_parameters(SCRIPTS[algo])
+    half = updated_parameters(SCRIPTS[algo], slice(0, None, 2))
+    mp.spawn(one_of_two, args=(free_port(), algo, tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, whole, atol=1e-5, rtol=0)
+    assert (whole - before).abs().max() > 1e-3 and (whole - half).abs().max() > 1e-4
+
+
+def torchrun(*flags):
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "ppo_palmer.py",
+        *flags,
+    ]
+
+
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def test_a_run_of_two_processes_has_one_writer_and_resumes(tmp_path):
+    run = tmp_path / "run"
+    flags = [*TINY.split(), "--total-timesteps", "512", "--run-dir", str(run)]
+    done = subprocess.run(torchrun(*flags), cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [128, 256, 384, 512, 512]
+    assert len(list(run.glob("events.out.tfevents.*"))) == 1
+    processes = torch.load(run / "checkpoint.pt", weights_only=True)["processes"]
+    assert len(processes) == 2
+    assert not torch.equal(processes[0]["carry"]["obs"], processes[1]["carry"]["obs"]), "different episodes"
+    flags = ["--resume", str(run), "--total-timesteps", "768"]
+    done = subprocess.run(torchrun(*flags), cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "summary.json").read_text())["steps"] == 768
+
+    alone = subprocess.run(
+        [sys.executable, "ppo_palmer.py", *flags], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert alone.returncode == 2 and "--resume" in alone.stderr and "2 processes" in alone.stderr
+
+
+def test_when_one_process_dies_all_end(tmp_path):
+    run = tmp_path / "run"
+    flags = [*TINY.split(), "--total-timesteps", "1000000000", "--run-dir", str(run)]
+    launcher = subprocess.Popen(
+        torchrun(*flags), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert launcher.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    workers = [int(pid) for pid in children if b"ppo_palmer.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(workers) == 2
+    os.kill(workers[-1], signal.SIGKILL)
+    launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
