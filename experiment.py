@@ -170,8 +170,6 @@ def check_args(args: Any, num_processes: int) -> None:
             value = getattr(args, name, None)  # not every script has every flag, and some may be left open
             if value is not None and not fits(value):
                 raise InputError(f"{flag_of(name)} {value}: must be {allowed}.")
-    if min(args.cnn_channels) < 1:
-        raise InputError(f"--cnn-channels {' '.join(map(str, args.cnn_channels))}: all three must be at least 1.")
     if args.num_envs % (args.num_minibatches * num_processes):
         raise InputError(
             f"--num-minibatches {args.num_minibatches}: times the number of processes ({num_processes}) it must "

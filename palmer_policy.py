@@ -74,15 +74,16 @@ def layer_init(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2)) -> nn.M
 class ObservationEncoder(nn.Module):
     """Observations to vectors: (K, *space.shape) -> (K, D).
 
-    - uint8 pictures (height, width, channels), both sides >= 36 pixels: the CNN of Mnih et al. 2015 with
-      `channels` feature maps in its three layers;
+    - uint8 pictures (height, width, channels) of at least 36x36 pixels, with one of two CNNs: "patch" cuts the
+      picture into patches of 7x7 pixels and these into blocks of 4x4, each seen once, which for 84x84 pixels of a
+      3x3 view makes a block a cell; "nature" is that of Mnih et al. 2015, some twenty times the arithmetic;
     - uint8 symbolic MiniGrid views (k, k, 3), k <= 19: each cell one-hot, then a small CNN;
     - float vectors (n,): an MLP.
 
     Raises InputError for any other observation space.
     """
 
-    def __init__(self, space: spaces.Box, width: int, channels: tuple[int, int, int] = (16, 32, 32)):
+    def __init__(self, space: spaces.Box, width: int, cnn: str = "patch"):
         super().__init__()
         shape = space.shape
         if len(shape) == 1:
@@ -104,16 +105,13 @@ class ObservationEncoder(nn.Module):
             )
         elif len(shape) == 3 and space.dtype == "uint8" and min(shape[:2]) >= 36:
             self.kind = "image"
-            a, b, c = channels
-            convolutions = nn.Sequential(
-                layer_init(nn.Conv2d(shape[2], a, 8, stride=4)),
-                nn.ReLU(),
-                layer_init(nn.Conv2d(a, b, 4, stride=2)),
-                nn.ReLU(),
-                layer_init(nn.Conv2d(b, c, 3, stride=1)),
-                nn.ReLU(),
-                nn.Flatten(),
-            )
+            # feature maps, kernel, stride
+            sizes = [(16, 7, 7), (32, 4, 4)] if cnn == "patch" else [(32, 8, 4), (64, 4, 2), (64, 3, 1)]
+            layers, maps = [], shape[2]
+            for out, kernel, stride in sizes:
+                layers += [layer_init(nn.Conv2d(maps, out, kernel, stride)), nn.ReLU()]
+                maps = out
+            convolutions = nn.Sequential(*layers, nn.Flatten())
             flat = convolutions(torch.zeros(1, shape[2], shape[0], shape[1])).shape[1]
             self.net = nn.Sequential(convolutions, layer_init(nn.Linear(flat, width)), nn.ReLU())
         else:
@@ -124,7 +122,7 @@ class ObservationEncoder(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         if self.kind == "image":
-            obs = obs.permute(0, 3, 1, 2).float() / 255
+            obs = obs.permute(0, 3, 1, 2).float().mul_(1 / 255)
         elif self.kind == "grid":
             planes = [F.one_hot(obs[..., i].long(), n) for i, n in enumerate(GRID_VALUES)]
             obs = torch.cat(planes, -1).permute(0, 3, 1, 2).float()
@@ -447,12 +445,12 @@ class MemoryPolicy(nn.Module):
         action_space: spaces.Discrete | spaces.MultiDiscrete,
         num_observations: int,
         width: int,
-        cnn_channels: tuple[int, int, int],
+        cnn: str,
     ):
         super().__init__()
         self.observation_space = observation_space
         self.action_space = action_space
-        self.encoder = ObservationEncoder(observation_space, width, cnn_channels)
+        self.encoder = ObservationEncoder(observation_space, width, cnn)
         self.hidden = nn.Sequential(layer_init(nn.Linear(width, width)), nn.ReLU())
         self.actor = layer_init(nn.Linear(width, sum(action_sizes(action_space))), 0.01)
         self.critic = layer_init(nn.Linear(width, 1), 1.0)
@@ -524,7 +522,7 @@ class PalmerPolicy(MemoryPolicy):
         num_observations: int,
         *,
         width: int = 128,
-        cnn_channels: tuple[int, int, int] = (16, 32, 32),
+        cnn: str = "patch",
         lstm_layers: int = 1,
         trxl_layers: int = 1,
         trxl_heads: int = 4,
@@ -534,7 +532,7 @@ class PalmerPolicy(MemoryPolicy):
         gate_floor: float = 0.0,
         fixed_gate: float | None = None,
     ):
-        super().__init__(observation_space, action_space, num_observations, width, cnn_channels)
+        super().__init__(observation_space, action_space, num_observations, width, cnn)
         self.lstm = LSTMMemory(width, lstm_layers)
         self.transformer = TransformerMemory(
             width, trxl_layers, trxl_heads, memory_length, trxl_ff_mult * width, positions

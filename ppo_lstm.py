@@ -140,8 +140,8 @@ class Args:
 
     width: int = 128
     """D, width of encoder output, memories and hidden layer"""
-    cnn_channels: tuple[int, int, int] = (16, 32, 32)
-    """feature maps of the three convolutions for images"""
+    cnn: Literal["patch", "nature"] = "patch"
+    """encoder of images: small patches seen once, or the larger one of Mnih et al. 2015"""
     lstm_layers: int = 1
     """L of the LSTM"""
 
@@ -174,7 +174,7 @@ PRESETS = {
         recall_coef=0.0,
         visit_bonus=0.0,
         width=384,
-        cnn_channels=(32, 64, 64),
+        cnn="nature",
         lstm_layers=3,
     ),
 }
@@ -190,10 +190,10 @@ class LSTMPolicy(MemoryPolicy):
         num_observations: int,
         *,
         width: int,
-        cnn_channels: tuple[int, int, int],
+        cnn: str,
         lstm_layers: int,
     ):
-        super().__init__(observation_space, action_space, num_observations, width, cnn_channels)
+        super().__init__(observation_space, action_space, num_observations, width, cnn)
         self.lstm = LSTMMemory(width, lstm_layers)
 
     def initial_state(self, batch: int) -> MemoryState:
@@ -211,7 +211,7 @@ def make_agent(args: Args, observation_space, action_space, num_observations: in
         action_space,
         num_observations,
         width=args.width,
-        cnn_channels=args.cnn_channels,
+        cnn=args.cnn,
         lstm_layers=args.lstm_layers,
     )
 
@@ -423,7 +423,7 @@ def update(args: Args, policy: MemoryPolicy, optimizer, table, batch: Rollout, e
 
 def distinct_frames(table, obs: Tensor) -> tuple[Tensor, Tensor]:
     """The frames a minibatch needs, each once: obs (T, B) -> frames (K, *shape), index among them (T, B)."""
-    if table.count <= obs.numel():
+    if obs.is_cuda and table.count <= obs.numel():  # counting them would make the GPU wait
         return table.frames, obs
     numbers, index = obs.unique(return_inverse=True)
     return table.frames[numbers], index

@@ -140,8 +140,8 @@ class Args:
 
     width: int = 128
     """D, width of encoder output, memories and hidden layer"""
-    cnn_channels: tuple[int, int, int] = (16, 32, 32)
-    """feature maps of the three convolutions for images"""
+    cnn: Literal["patch", "nature"] = "patch"
+    """encoder of images: small patches seen once, or the larger one of Mnih et al. 2015"""
     lstm_layers: int = 1
     """L of the LSTM"""
     trxl_layers: int = 1
@@ -188,7 +188,7 @@ PRESETS = {
         recall_coef=0.0,
         visit_bonus=0.0,
         width=384,
-        cnn_channels=(32, 64, 64),
+        cnn="nature",
         lstm_layers=3,
         trxl_layers=3,
         trxl_ff_mult=1,
@@ -206,7 +206,7 @@ def make_agent(args: Args, observation_space, action_space, num_observations: in
         action_space,
         num_observations,
         width=args.width,
-        cnn_channels=args.cnn_channels,
+        cnn=args.cnn,
         lstm_layers=args.lstm_layers,
         trxl_layers=args.trxl_layers,
         trxl_heads=args.trxl_heads,
@@ -425,7 +425,7 @@ def update(args: Args, policy: MemoryPolicy, optimizer, table, batch: Rollout, e
 
 def distinct_frames(table, obs: Tensor) -> tuple[Tensor, Tensor]:
     """The frames a minibatch needs, each once: obs (T, B) -> frames (K, *shape), index among them (T, B)."""
-    if table.count <= obs.numel():
+    if obs.is_cuda and table.count <= obs.numel():  # counting them would make the GPU wait
         return table.frames, obs
     numbers, index = obs.unique(return_inverse=True)
     return table.frames[numbers], index

@@ -13,8 +13,8 @@ Needs requirements-plots.txt. Every configuration trains in a process of its own
    are computed a second time. Element by element operations do not count;
 3. iterations until --seconds are over, one at least. The one with the median duration is reported. Phases are
    timed by wrapping the functions while they run; on a GPU that waits for it before and after each;
-4. before and after, fp32 products of 2048 x 2048 matrices. The utilisation is the share of their median rate that
-   the training reaches.
+4. fp32 products of 2048 x 2048 matrices, once more before the first configuration. The utilisation is the share
+   that the training reaches of their median rate, from just before and after it.
 
 The policy is untrained and plays at random, so episodes are long: most run into their limit. A trained agent's
 episodes are shorter and its memory is emptier. Peak memory is that of the whole process, with Python and all
@@ -144,12 +144,17 @@ def make_agent(configuration: Configuration) -> Agent:
     return Agent(script, args, envs, policy, optimizer)
 
 
-def measure_agent(configuration: Configuration, seconds: float) -> dict[str, Any]:
-    """Train for about `seconds` -> the row of the results. To be called in a process of its own."""
+def measure_agent(
+    configuration: Configuration, seconds: float, rates_before: list[float]
+) -> tuple[dict[str, Any], list[float]]:
+    """Train for about `seconds`, in a process of its own -> the row of the results, matrix rates just after.
+
+    rates_before: matrix rates from just before, of another process: here the matrices would count as the agent's
+    memory.
+    """
     agent = make_agent(configuration)
     args = agent.args
     memory_before = peak_memory()
-    matrix_rates = matrix_flops_per_second()
 
     carry = fill_memory(agent)
     flops, carry = count_flops(agent, carry)
@@ -160,14 +165,16 @@ def measure_agent(configuration: Configuration, seconds: float) -> dict[str, Any
         iterations.append(phases)
         finished.append(batch.finished)
     peak = peak_memory()
+    gpu_peak = torch.cuda.max_memory_allocated() / 1e6 if DEVICE.type == "cuda" else None
 
-    matrix_rate = statistics.median(matrix_rates + matrix_flops_per_second())
+    rates_after = matrix_flops_per_second()
+    matrix_rate = statistics.median(rates_before + rates_after)
     iterations.sort(key=lambda phases: sum(phases.values()))
     median = iterations[(len(iterations) - 1) // 2]
     steps = args.num_envs * args.num_steps
     steps_per_second = steps / sum(median.values())
     lengths = torch.cat(finished)[:, 1]
-    return {
+    row = {
         **configuration._asdict(),
         "num_envs": args.num_envs,
         "num_steps": args.num_steps,
@@ -180,11 +187,12 @@ def measure_agent(configuration: Configuration, seconds: float) -> dict[str, Any
         "utilisation": sum(flops.values()) * steps_per_second / matrix_rate,
         "peak_memory_mb": peak / 1e6,
         "memory_before_mb": memory_before / 1e6,
-        "gpu_memory_mb": torch.cuda.max_memory_allocated() / 1e6 if DEVICE.type == "cuda" else None,
+        "gpu_memory_mb": gpu_peak,
         "episode_limit": agent.envs.max_episode_steps,
         "mean_episode_length": lengths.mean().item() if len(lengths) else None,
         "cached_steps": carry.state.cache[0].shape[2] if carry.state.cache else 0,
     }
+    return row, rates_after
 
 
 def fill_memory(agent: Agent) -> Any:
@@ -316,6 +324,11 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def machine_in_words(machine: dict[str, Any]) -> str:
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    return f"{machine['gpu'] or machine['cpu']}, {threads}, PyTorch {machine['versions']['torch']}"
+
+
 def measure_environments(backend: str, num_envs: int, seconds: float) -> dict[str, Any]:
     """Random actions in environments without an agent -> the row of the results."""
     envs = make_envs(ENV_ID, num_envs, backend=backend, obs_mode="rgb", device=DEVICE)
@@ -401,13 +414,14 @@ def plot_speed(rows: list[dict[str, Any]], machine: dict[str, Any], file: Path) 
         speeds = [f"{row['steps_per_second']:,.0f} steps/s" for row in group]
         left.bar_label(left.containers[-1], speeds, padding=4)
         left.set_xlim(0, 1.2 * max(start))
+        left.xaxis.set_major_formatter("{x:,.0f}")
         left.set_title(f"preset {preset}", loc="left", fontweight="bold")
         bars = right.barh(names, [100 * row["utilisation"] for row in group], height=0.65, color="#777777")
         right.bar_label(bars, fmt="%.0f%%", padding=4)
         right.set_xlim(0, 100)
         right.set_yticks([])
     axes[-1][0].set_xlabel("microseconds per environment step")
-    axes[-1][1].set_xlabel("utilisation, % of matrix products' rate")
+    axes[-1][1].set_xlabel("utilisation, in %")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=len(PHASES), frameon=False)
     finish(figure, axes.flat, machine, file)
@@ -452,8 +466,7 @@ def finish(figure: Any, axes: Any, machine: dict[str, Any], file: Path) -> None:
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_axisbelow(True)
-    where = machine["gpu"] or machine["cpu"]
-    figure.supxlabel(f"{where}, {machine['threads']} threads", fontsize=8, color="#777777", x=0.99, ha="right")
+    figure.supxlabel(machine_in_words(machine), fontsize=8, color="#777777", x=0.99, ha="right")
     figure.savefig(file, dpi=150)
     plt.close(figure)
 
@@ -463,10 +476,11 @@ def finish(figure: Any, axes: Any, machine: dict[str, Any], file: Path) -> None:
 
 def measure_all(configurations: list[Configuration], seconds: float) -> list[dict[str, Any]]:
     rows = []
-    for configuration in configurations:
-        flags = " ".join(f"{name}={value}" for name, value in configuration.flags.items())
-        print(f"measuring {configuration.algo} {configuration.preset} {flags}", flush=True)
-        rows.append(in_fresh_process(measure_agent, configuration, seconds))
+    rates = in_fresh_process(matrix_flops_per_second)
+    for algo, preset, flags in configurations:
+        print("measuring", algo, preset, *(f"{name}={value}" for name, value in flags.items()), flush=True)
+        row, rates = in_fresh_process(measure_agent, Configuration(algo, preset, flags), seconds, rates)
+        rows.append(row)
     print()
     return rows
 
@@ -478,7 +492,7 @@ def main(options: Options) -> None:
     except OSError as error:
         raise InputError(f"--out {options.out}: must be a folder that can be written ({error.strerror}).") from error
     machine = describe_machine()
-    print(f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, PyTorch {machine['versions']['torch']}")
+    print(machine_in_words(machine))
     if options.growth:
         series = {}
         for flag, configurations in growth_configurations().items():

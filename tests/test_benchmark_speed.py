@@ -192,7 +192,7 @@ def test_the_real_configurations_are_legal_and_of_like_size():
     growth = benchmark_speed.growth_configurations()
     for configuration in sum(growth.values(), benchmark_speed.CONFIGURATIONS):
         script = SCRIPTS[configuration.algo]
-        check_args(script.Args(**(script.PRESETS[configuration.preset] | configuration.flags)))
+        check_args(script.Args(**(script.PRESETS[configuration.preset] | configuration.flags)), num_processes=1)
     for flags in [configuration.flags for configuration in growth["num_envs"]]:
         assert flags["num_envs"] * flags["num_steps"] == 8192 or flags["num_steps"] == 8
     lengths = [configuration.flags["memory_length"] for configuration in growth["memory_length"]]
