@@ -96,7 +96,7 @@ class Args:
     max_episode_steps: int | None = None
     """episode limit in steps; 0: the environment's own; not given: 96 for MiniGrid Memory, its own elsewhere"""
 
-    total_timesteps: int = 600_000
+    total_timesteps: int = 1_000_000
     """environment steps of the whole run"""
     num_envs: int = 64
     """N, environments played at once"""
@@ -136,7 +136,7 @@ class Args:
     """coefficient of the recall loss: predict from memory which observations this episode has shown (0: off)"""
     visit_bonus: float = 0.03
     """reward for an observation that is new in its episode, times the share of recent episodes that did not show
-    it, annealed to 0 over the run (0: off)"""
+    it, annealed to 0 in the second half of the run (0: off)"""
 
     width: int = 128
     """D, width of encoder output, memories and hidden layer"""
@@ -431,7 +431,7 @@ def distinct_frames(table, obs: Tensor) -> tuple[Tensor, Tensor]:
     return table.frames[numbers], index
 
 
-def schedule(start: float, end: float | None, step: int, length: int) -> float:
+def schedule(start: float, end: float | None, step: float, length: float) -> float:
     """Linear from `start` to `end` over `length` steps, then `end`; constant where no end is given."""
     return start if end is None else start + (end - start) * min(step / length, 1.0)
 
@@ -507,7 +507,10 @@ def main(args: Args) -> dict:
             anneal_steps = args.anneal_steps or args.total_timesteps
             learning_rate = schedule(args.learning_rate, args.final_learning_rate, step, anneal_steps)
             ent_coef = schedule(args.ent_coef, args.final_ent_coef, step, anneal_steps)
-            visit_bonus = schedule(args.visit_bonus, 0.0, step, args.total_timesteps)
+            half = (
+                args.total_timesteps / 2
+            )  # exploration in the first half of the run, the shortest way in the second
+            visit_bonus = schedule(args.visit_bonus, 0.0, max(step - half, 0), half)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
 

@@ -19,7 +19,7 @@ TINY = {
     "num_steps": 8,
     "num_minibatches": 2,
     "width": 8,
-    "cnn_channels": (2, 3, 4),
+    "obs_mode": "symbolic",
     "lstm_layers": 2,
     "trxl_layers": 2,
     "trxl_heads": 2,
@@ -44,14 +44,15 @@ def one_thread(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def flops_by_hand(algo: str, N: int, T: int, D: int, M: int, K: int, layers: int, epochs: int) -> tuple[int, int]:
+def flops_by_hand(
+    algo: str, N: int, T: int, D: int, M: int, K: int, layers: int, epochs: int, encoded: list[int]
+) -> tuple[int, int]:
     """Multiplications and additions of matrix products in a first rollout and its update, from the equations.
 
-    TINY's network on 84x84 RGB, no episode ending, K distinct frames encoded in every minibatch.
+    3x3 symbolic views, no episode ending. encoded: frames that the encoder gets in the rollout and an epoch.
     """
-    first_convolution = 2 * 20 * 20 * 2 * (3 * 8 * 8)
-    rest_of_encoder = 2 * 9 * 9 * 3 * (2 * 4 * 4) + 2 * 7 * 7 * 4 * (3 * 3 * 3) + 2 * (7 * 7 * 4) * D
-    encoder = first_convolution + rest_of_encoder
+    convolution = 2 * 9 * 32 * (9 * (11 + 6 + 4))  # cells, maps, and 3x3 cells of one-hot object, colour, state
+    encoder_output = 2 * (9 * 32) * D
 
     lstm = layers * (2 * D * 4 * D + 2 * D * 4 * D)  # of the input, of h
     transformer = layers * (2 * D * 3 * D + 2 * D * D + 2 * 2 * D * 2 * D)  # q k v, output, feed-forward of 2 D
@@ -65,13 +66,12 @@ def flops_by_hand(algo: str, N: int, T: int, D: int, M: int, K: int, layers: int
 
     # The step after the last one gives the value to look ahead to. At step t the memory holds min(t + 1, M) steps.
     attended = sum(min(t + 1, M) for t in range(T + 1))
-    rollout = K * encoder + N * ((T + 1) * step + layers * attended * 2 * product)
+    rollout = encoded[0] * (convolution + encoder_output) + N * ((T + 1) * step + layers * attended * 2 * product)
 
     # Backwards there are two products for each one: for the weights and for the input, which frames do not need.
     # Attention makes 2 products forward and 5 backward, one of which computes the scores again.
     recall = 2 * D * K
-    minibatches = 2
-    encoding = minibatches * K * (2 * first_convolution + 3 * rest_of_encoder)
+    encoding = sum(encoded[1:]) * (2 * convolution + 3 * encoder_output)
     attention = layers * T * T * 7 * product
     update = epochs * (encoding + N * (T * 3 * (step + recall) + attention))
     return rollout, update
@@ -81,11 +81,13 @@ def flops_by_hand(algo: str, N: int, T: int, D: int, M: int, K: int, layers: int
 def test_counted_operations_are_those_of_the_equations(algo):
     agent = benchmark_speed.make_agent(tiny(algo))
     carry = agent.script.first_carry(agent.policy, agent.envs)
+    encoded = []
+    agent.policy.encoder.register_forward_pre_hook(lambda _, frames: encoded.append(len(frames[0])))
     flops, _ = benchmark_speed.count_flops(agent, carry)
     N, T = TINY["num_envs"], TINY["num_steps"]
-    K = agent.envs.observations.count
-    assert K <= N * T / 2  # so every minibatch encodes each frame once
-    rollout, update = flops_by_hand(algo, N, T, TINY["width"], TINY["memory_length"], K, 2, agent.args.update_epochs)
+    K, epochs = agent.envs.observations.count, agent.args.update_epochs
+    rollout, update = flops_by_hand(algo, N, T, TINY["width"], TINY["memory_length"], K, 2, epochs, encoded)
+    assert len(encoded) == 1 + TINY["num_minibatches"]
     assert flops["rollout"] * N * T == rollout
     assert flops["update"] * N * T == update
 

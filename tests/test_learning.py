@@ -1,0 +1,30 @@
+"""A short real run: PALMER learns to remember, and what it learns is memory."""
+
+import pytest
+
+import ppo_palmer
+from palmer_policy import PalmerPolicy
+
+ARGS = {"env_id": "MiniGrid-MemoryS7-v0", "total_timesteps": 120_000, "cuda": False, "eval_every": 0}
+
+
+def held_out_success(tmp_path, **flags) -> float:
+    args = ppo_palmer.Args(**ARGS, run_dir=str(tmp_path / "run"), final_eval_episodes=300, **flags)
+    return ppo_palmer.main(args)["evaluation"]["success_rate"]
+
+
+def test_palmer_learns_to_remember(tmp_path):
+    assert held_out_success(tmp_path) > 0.9
+
+
+@pytest.fixture
+def without_memory(monkeypatch):
+    """The same agent, whose memory is emptied before every step."""
+    remember = PalmerPolicy.remember
+    monkeypatch.setattr(
+        PalmerPolicy, "remember", lambda self, x, state, start: remember(self, x, state, start | True)
+    )
+
+
+def test_without_memory_it_can_only_guess(tmp_path, without_memory):
+    assert held_out_success(tmp_path) < 0.7
