@@ -156,14 +156,22 @@ class LSTMScan(torch.autograd.Function):
         gates = torch.empty_like(gates_x)
         hs, tanh_cs, kept_hs, kept_cs = (gates_x.new_empty(T, B, D) for _ in range(4))
         weight_t = weight.t()
-        for t in range(T):
-            kept_h, kept_c = torch.mul(h, keep[t], out=kept_hs[t]), torch.mul(c, keep[t], out=kept_cs[t])
-            gate = torch.addmm(gates_x[t], kept_h, weight_t, out=gates[t])
-            gate[:, : 3 * D].sigmoid_()
-            gate[:, 3 * D :].tanh_()
-            i, f, o, n = gate.view(B, 4, D).unbind(1)
-            c = (f * kept_c).addcmul_(i, n)
-            h = torch.mul(o, torch.tanh(c, out=tanh_cs[t]), out=hs[t])
+        # Views of every step, made before the loop: with matrices this small, Python's indexing would cost as
+        # much as the arithmetic.
+        sigmoids, tanhs = gates[..., : 3 * D].unbind(), gates[..., 3 * D :].unbind()
+        ifon = (gate.unbind() for gate in gates.view(T, B, 4, D).unbind(2))
+        steps = (gates_x, gates, hs, tanh_cs, kept_hs, kept_cs, keep)
+        steps = (tensor.unbind() for tensor in steps)
+        for gate_x, gate, h_t, tanh_c, kept_h, kept_c, keep_t, sigmoid, tanh, i, f, o, n in zip(
+            *steps, sigmoids, tanhs, *ifon, strict=True
+        ):
+            torch.mul(h, keep_t, out=kept_h)
+            torch.mul(c, keep_t, out=kept_c)
+            torch.addmm(gate_x, kept_h, weight_t, out=gate)
+            sigmoid.sigmoid_()
+            tanh.tanh_()
+            c = torch.mul(f, kept_c).addcmul_(i, n)
+            h = torch.mul(o, torch.tanh(c, out=tanh_c), out=h_t)
         ctx.save_for_backward(gates, weight, kept_hs, kept_cs, tanh_cs, keep)
         return hs, h.clone(), c
 
@@ -177,21 +185,24 @@ class LSTMScan(torch.autograd.Function):
         # that the loop below is left with the least per step. Turned into the gradient in place, step by step.
         grad_gates = torch.empty_like(gates)
         slope = grad_gates.view(T, B, 4, D)
-        sigmoid_slope = (gates[..., : 3 * D] * (1 - gates[..., : 3 * D])).view(T, B, 3, D)
+        sigmoid = gates[..., : 3 * D]
+        sigmoid_slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).view(T, B, 3, D)
         torch.mul(sigmoid_slope[:, :, 0], n, out=slope[:, :, 0])
         torch.mul(sigmoid_slope[:, :, 1], kept_cs, out=slope[:, :, 1])
         torch.mul(sigmoid_slope[:, :, 2], tanh_cs, out=slope[:, :, 2])
-        torch.mul(i, 1 - n * n, out=slope[:, :, 3])
-        c_to_h = o * (1 - tanh_cs * tanh_cs)
-        c_to_c = f * keep
-        for t in reversed(range(T)):
-            grad_h = grad_hs[t] + grad_h
-            grad_c = torch.addcmul(grad_c, grad_h, c_to_h[t])
-            slope[t, :, :2] *= grad_c[:, None]
-            slope[t, :, 2] *= grad_h
-            slope[t, :, 3] *= grad_c
-            grad_h = torch.mm(grad_gates[t], weight).mul_(keep[t])
-            grad_c = grad_c * c_to_c[t]
+        torch.addcmul(i, i, n * n, value=-1, out=slope[:, :, 3])
+        c_to_h = torch.addcmul(o, o, tanh_cs * tanh_cs, value=-1)
+        steps = (grad_hs, c_to_h, f * keep, keep, grad_gates, slope, slope[:, :, 2])
+        for grad_h_t, c_to_h_t, c_to_c, keep_t, grad_gate, slope_t, slope_o in zip(
+            *(reversed(tensor.unbind()) for tensor in steps), strict=True
+        ):
+            grad_h = grad_h_t + grad_h
+            grad_c = torch.addcmul(grad_c, grad_h, c_to_h_t)
+            grad_o = slope_o * grad_h
+            slope_t.mul_(grad_c[:, None])
+            slope_o.copy_(grad_o)
+            grad_h = torch.mm(grad_gate, weight).mul_(keep_t)
+            grad_c = grad_c * c_to_c
         grad_weight = grad_gates.view(T * B, 4 * D).t() @ kept_hs.view(T * B, D)
         return grad_gates, grad_weight, grad_h, grad_c, None
 
