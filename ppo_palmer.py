@@ -108,8 +108,8 @@ class Args:
     """passes over each rollout"""
     learning_rate: float = 1e-3
     """Adam's learning rate at the start"""
-    final_learning_rate: float | None = None
-    """learning rate at the end of annealing; not given: constant"""
+    final_learning_rate: float | None = 1e-4
+    """learning rate at the end of annealing; None: constant"""
     anneal_steps: int = 0
     """environment steps over which learning rate and entropy coefficient are annealed; 0: the whole run"""
     gamma: float = 0.98
@@ -124,8 +124,8 @@ class Args:
     """clip the value loss by the same range"""
     ent_coef: float = 0.01
     """entropy coefficient at the start"""
-    final_ent_coef: float | None = None
-    """entropy coefficient at the end of annealing; not given: constant"""
+    final_ent_coef: float | None = 1e-3
+    """entropy coefficient at the end of annealing; None: constant"""
     vf_coef: float = 0.5
     """coefficient of the value loss"""
     max_grad_norm: float = 0.5

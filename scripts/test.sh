@@ -5,6 +5,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup_env.sh
 
 setup_env requirements-dev.txt
+# Networks this small gain little from a second thread, and lose much once anything else wants its core.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 "$PYTHON" -m ruff check
 "$PYTHON" -m ruff format --check
 exec "$PYTHON" -m pytest -q "$@"

@@ -5,7 +5,7 @@ import pytest
 import ppo_palmer
 from palmer_policy import PalmerPolicy
 
-ARGS = {"env_id": "MiniGrid-MemoryS7-v0", "total_timesteps": 120_000, "cuda": False, "eval_every": 0}
+ARGS = {"env_id": "MiniGrid-MemoryS5-v0", "total_timesteps": 250_000, "cuda": False, "eval_every": 0}
 
 
 def held_out_success(tmp_path, **flags) -> float:
