@@ -273,51 +273,41 @@ def rollout(args: Args, policy: MemoryPolicy, envs, carry: Carry, visit_bonus: f
     if not table.distinct:
         seen = seen[:, :0]
     features = policy.encoder(table.frames)  # the parameters stand still, so each frame is encoded once
-    steps, gates, finished = [], [], []
+    steps, gates = [], []
     for _ in range(T):
-        features = encode_new(policy, table, features)
         output, state_after = policy.act(features[obs][None], state, start[None])
         distribution = policy.distribution(output.logits[0])
         action = distribution.sample()
         env_step = envs.step(action)
+        features = encode_new(policy, table, features)
         done = env_step.terminated | env_step.truncated
+        episode_return, episode_length = episode_return + env_step.reward, episode_length + 1
 
+        # The memory as it was before the reset judges the true last observation. On a GPU always and for all,
+        # as looking whether there is one would make it wait.
         timeout_value = torch.zeros(N, device=obs.device)
-        if env_step.truncated.any():  # the memory as it was before the reset judges the true last observation
-            cut = env_step.truncated.nonzero().squeeze(1)
-            last = policy.encoder(table.frames[env_step.final_obs[cut]])
-            going_on = torch.zeros(1, len(cut), dtype=torch.bool, device=obs.device)
-            timeout_value[cut] = policy.act(last[None], state_after.select(cut), going_on)[0].value[0]
-
-        episode_return = episode_return + env_step.reward
-        episode_length = episode_length + 1
-        if done.any():
-            ended = torch.stack((episode_return, episode_length, env_step.success), 1)
-            finished.append(ended[done])
+        if obs.is_cuda or env_step.truncated.any():
+            going_on = torch.zeros(1, N, dtype=torch.bool, device=obs.device)
+            last, _ = policy.act(features[env_step.final_obs][None], state_after, going_on)
+            timeout_value = last.value[0] * env_step.truncated
 
         reward, seen_now = env_step.reward, seen
         if table.distinct:
             new = ~seen.gather(1, env_step.obs[:, None]).squeeze(1) & ~done
-            reward = reward + visit_bonus * new * (1 - carry.familiar[env_step.obs])
+            reward = reward + visit_bonus * new * (1 - familiar[env_step.obs])
             seen = (seen & ~done[:, None]).scatter(1, env_step.obs[:, None], True)
 
         logprob = distribution.log_prob(action)
-        steps.append((obs, start, action, logprob, output.value[0], reward, done, timeout_value, seen_now))
+        episode = torch.stack((episode_return, episode_length, env_step.success), 1)
+        steps.append((obs, start, action, logprob, output.value[0], reward, done, timeout_value, seen_now, episode))
         gates.append(output.gate)
         obs, start, state = env_step.obs, done, state_after
         episode_return, episode_length = episode_return * ~done, episode_length * ~done
 
-    features = encode_new(policy, table, features)
     next_value = policy.act(features[obs][None], state, start[None])[0].value[0]
-    columns = [torch.stack(column) for column in zip(*steps, strict=True)]
-    batch = Rollout(
-        carry.state,
-        *columns[:8],
-        next_value,
-        columns[8],
-        torch.cat(finished) if finished else torch.zeros(0, 3, device=obs.device),
-        gate_statistics(gates),
-    )
+    *columns, seen_then, episodes = (torch.stack(column) for column in zip(*steps, strict=True))
+    done = columns[6]
+    batch = Rollout(carry.state, *columns, next_value, seen_then, episodes[done], gate_statistics(gates))
     if table.distinct:
         familiar = share_of_episodes(familiar, batch.seen[batch.done])
     return batch, Carry(obs, start, state, seen, episode_return, episode_length, familiar)
