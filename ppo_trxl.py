@@ -316,17 +316,30 @@ def rollout(args: Args, policy: MemoryPolicy, envs, carry: Carry, visit_bonus: f
             reward = reward + visit_bonus * new * (1 - familiar[env_step.obs])
             seen = (seen & ~done[:, None]).scatter(1, env_step.obs[:, None], True)
 
-        logprob = distribution.log_prob(action)
-        episode = torch.stack((episode_return, episode_length, env_step.success), 1)
-        steps.append((obs, start, action, logprob, output.value[0], reward, done, timeout_value, seen_now, episode))
+        steps.append(
+            {
+                "obs": obs,
+                "episode_start": start,
+                "action": action,
+                "logprob": distribution.log_prob(action),
+                "value": output.value[0],
+                "reward": reward,
+                "done": done,
+                "timeout_value": timeout_value,
+                "seen": seen_now,
+                "episode": torch.stack((episode_return, episode_length, env_step.success), 1),
+            }
+        )
         gates.append(output.gate)
         obs, start, state = env_step.obs, done, state_after
         episode_return, episode_length = episode_return * ~done, episode_length * ~done
 
     next_value = policy.act(features[obs][None], state, start[None])[0].value[0]
-    *columns, seen_then, episodes = (torch.stack(column) for column in zip(*steps, strict=True))
-    done = columns[6]
-    batch = Rollout(carry.state, *columns, next_value, seen_then, episodes[done], gate_statistics(gates))
+    columns = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
+    finished = columns.pop("episode")[columns["done"]]
+    batch = Rollout(
+        **columns, state=carry.state, next_value=next_value, finished=finished, gate=gate_statistics(gates)
+    )
     if table.distinct:
         familiar = share_of_episodes(familiar, batch.seen[batch.done])
     return batch, Carry(obs, start, state, seen, episode_return, episode_length, familiar)
