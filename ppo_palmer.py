@@ -415,8 +415,8 @@ def update(args: Args, policy: MemoryPolicy, optimizer, table, batch: Rollout, e
                 losses["old_approx_kl"] = -logratio.mean()
                 losses["approx_kl"] = (ratio - 1 - logratio).mean()
                 losses["clipfrac"] = ((ratio - 1).abs() > args.clip_coef).float().mean()
-                for name, loss in losses.items():
-                    totals.setdefault(name, []).append(loss.detach())
+                for name, value in losses.items():
+                    totals.setdefault(name, []).append(value.detach())
                 if "first_minibatch_ratio_error" not in totals:
                     totals["first_minibatch_ratio_error"] = [(ratio - 1).abs().max()]
         if args.target_kl is not None and mean_over_processes(totals["approx_kl"][-1]) > args.target_kl:
@@ -510,9 +510,7 @@ def main(args: Args) -> dict:
             anneal_steps = args.anneal_steps or args.total_timesteps
             learning_rate = schedule(args.learning_rate, args.final_learning_rate, step, anneal_steps)
             ent_coef = schedule(args.ent_coef, args.final_ent_coef, step, anneal_steps)
-            half = (
-                args.total_timesteps / 2
-            )  # exploration in the first half of the run, the shortest way in the second
+            half = args.total_timesteps / 2  # the first half explores, the second finds the shortest way
             visit_bonus = schedule(args.visit_bonus, 0.0, max(step - half, 0), half)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
