@@ -160,6 +160,9 @@ def evaluate_policy(
     is. Lengths are in steps; returns are the environment's own, without discount or bonus.
     """
     recorder = EpisodeVideo(video) if video else None
+    parallel = min(PARALLEL, episodes)
+    if recorder:  # so that the environment on film plays several episodes
+        parallel = max(1, min(parallel, episodes // VIDEO_EPISODES))
     envs = [
         make_real_env(
             training.env_id,
@@ -168,7 +171,7 @@ def evaluate_policy(
             max_episode_steps=training.max_episode_steps,
             render_mode="rgb_array" if recorder and i == 0 else None,
         )
-        for i in range(min(PARALLEL, episodes))
+        for i in range(parallel)
     ]
     played = list(play(policy, envs, episodes, seed, greedy, recorder))
     if recorder:

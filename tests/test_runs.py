@@ -182,6 +182,27 @@ def test_evaluate_prints_one_json_object_alone(tmp_path):
     assert 1 <= result["mean_length"] <= 96 and 0 <= result["mean_return"] <= 1
 
 
+def test_a_video_shows_five_episodes(monkeypatch, tmp_path):
+    shown = []
+    add = evaluate.EpisodeVideo.add
+    monkeypatch.setattr(
+        evaluate.EpisodeVideo, "add", lambda self, *a, **k: shown.append(k["episode"]) or add(self, *a, **k)
+    )
+    ppo_palmer.main(tiny_args(ppo_palmer, tmp_path / "run", total_timesteps=64, eval_every=0))
+    file, video = tmp_path / "run" / "checkpoint.pt", tmp_path / "episodes.mp4"
+    flags = {"episodes": 12, "max_episode_steps": 6, "video": str(video)}
+    result = evaluate.main(evaluate.Args(checkpoint=str(file), **flags))
+    assert result["episodes"] == 12 and sorted(set(shown)) == [1, 2, 3, 4, 5]
+    assert video.stat().st_size > 1000
+
+
+def test_capture_video_films_every_evaluation(tmp_path):
+    flags = {"total_timesteps": 128, "eval_every": 64, "capture_video": True, "max_episode_steps": 6}
+    ppo_trxl.main(tiny_args(ppo_trxl, tmp_path / "run", **flags))
+    names = sorted(file.name for file in (tmp_path / "run" / "videos").iterdir())
+    assert names == ["step_128.mp4", "step_64.mp4"]
+
+
 def test_wilson_interval_against_published_values():
     """Brown, Cai & DasGupta 2001: 0 of 10 and 5 of 10 at 95%."""
     assert evaluate.wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
