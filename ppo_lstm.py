@@ -63,7 +63,7 @@ class Args:
     preset: Literal["default", "report"] = "default"
     """default: small network for a laptop; report: the settings of the original publication"""
     seed: int = 1
-    """seed of everything random; the same seed gives the same run, bit for bit, on the CPU"""
+    """seed of everything random; with as many threads it gives the same run, bit for bit, on the CPU"""
     torch_deterministic: bool = True
     """ask PyTorch for deterministic kernels (matters on a GPU)"""
     cuda: bool = True
@@ -75,7 +75,7 @@ class Args:
     wandb_entity: str | None = None
     """the Weights & Biases team"""
     capture_video: bool = False
-    """record an episode at every evaluation, in the run folder's videos/"""
+    """film five episodes of every evaluation, in the run folder's videos/"""
     save_model: bool = True
     """save checkpoint.pt in the run folder, while training and at the end"""
     checkpoint_every: float = 60.0
