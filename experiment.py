@@ -226,6 +226,7 @@ class RunFolder:
             write_json(self.path / "config.json", config)
             # Line buffering: a killed run loses no finished row.
             self._metrics = open(self.path / "metrics.jsonl", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+            wait_for_later_name(self.path)
             self._tensorboard = SummaryWriter(str(self.path), flush_secs=10)
         except OSError as error:
             raise InputError(cannot_write(self.path, error)) from error
@@ -354,6 +355,17 @@ def cut_logs(folder: Path, log_sizes: Mapping[str, int]) -> None:
             os.truncate(file, log_sizes[file.name])
         else:
             file.unlink(missing_ok=True)
+
+
+def wait_for_later_name(folder: Path) -> None:
+    """Wait, a second at most, until a new event file gets a name that sorts after those in `folder`.
+
+    TensorBoard reads event files in the order of their names, events.out.tfevents.{unix seconds}.{host}.{pid}, and
+    drops what it then takes for steps out of order; in one and the same second the process number would decide.
+    """
+    newest = max((file.name.split(".")[3] for file in folder.glob("events.out.tfevents.*")), default="")
+    while str(int(time.time())) == newest:
+        time.sleep(0.02)
 
 
 def seconds_logged(metrics_file: Path) -> float:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import types
 from dataclasses import dataclass
 from pathlib import Path
@@ -725,3 +726,22 @@ def test_interrupt_does_nothing_in_another_thread():
     thread.join()
     assert outcome == [False]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_resuming_within_a_second_keeps_the_order_of_events(tmp_path, monkeypatch):
+    """A later process can have the smaller number, and TensorBoard reads files in the order of their names."""
+    args = Args(run_dir=str(tmp_path / "run"))
+    time.sleep(1 - time.time() % 1)  # both within one second
+    monkeypatch.setattr(os, "getpid", lambda: 99999)
+    run = RunFolder(args.run_dir, args, "palmer")
+    run.log(1, {"charts/x": 1.0})
+    sizes = run.log_sizes()
+    run.close()
+    monkeypatch.setattr(os, "getpid", lambda: 11)
+    run = RunFolder(args.run_dir, args, "palmer", sizes)
+    run.log(2, {"charts/x": 2.0})
+    run.close()
+    names = sorted(path.name for path in (tmp_path / "run").glob("events.out.tfevents.*"))
+    assert [".99999." in names[0], ".11." in names[1]] == [True, True]
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert [event.step for event in events.Scalars("charts/x")] == [1, 2]
