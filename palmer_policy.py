@@ -76,7 +76,7 @@ class ObservationEncoder(nn.Module):
 
     - uint8 pictures (height, width, channels) of at least 36x36 pixels, with one of two CNNs: "patch" cuts the
       picture into patches of 7x7 pixels and these into blocks of 4x4, each seen once, which for 84x84 pixels of a
-      3x3 view makes a block a cell; "nature" is that of Mnih et al. 2015, some twenty times the arithmetic;
+      3x3 view makes a block a cell; "nature" is that of Mnih et al. 2015, some sixteen times the arithmetic;
     - uint8 symbolic MiniGrid views (k, k, 3), k <= 19: each cell one-hot, then a small CNN;
     - float vectors (n,): an MLP.
 
