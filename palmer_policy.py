@@ -15,7 +15,9 @@ Shapes everywhere: T steps, B sequences, L layers, H heads, D width, M memory le
 K distinct observations, A action logits.
 """
 
+import copy
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -36,6 +38,57 @@ LARGEST_GRID = 19
 QUERY_BLOCK = 128
 
 
+class KeyValueCache:
+    """Keys and values of the last C steps of one layer, (B, H, C, 2 D/H): a window on a buffer with room to grow.
+
+        buffer    . . k k k k - - -        start = 2, end = 6, filled = 6
+        window        ^-----^
+
+    Appending writes the cells after `end` and gives a new window that holds them; copying all C steps at every step
+    would take most of a rollout's time. A cell is written once, so that no window ever changes. Whoever appends
+    to a window that has been appended to before finds its next cell filled, and gets a copy.
+    """
+
+    def __init__(self, keys_values: Tensor):
+        """A cache that holds the steps in keys_values (B, H, C, 2 D/H)."""
+        self._buffer, self._start, self._end = keys_values, 0, keys_values.shape[2]
+        self._filled = [self._end]  # shared by all windows on the buffer
+
+    @property
+    def window(self) -> Tensor:
+        return self._buffer[:, :, self._start : self._end]
+
+    def __len__(self) -> int:
+        return self._end - self._start
+
+    def append(self, keys_values: Tensor) -> "KeyValueCache":
+        """The cache after the steps in keys_values (B, H, T, 2 D/H), which must not need a gradient."""
+        T, C = keys_values.shape[2], len(self)
+        if self._filled[0] == self._end and self._end + T <= self._buffer.shape[2]:
+            longer = self._part(self._start, self._end + T)
+        else:
+            B, H, _, width = keys_values.shape
+            longer = KeyValueCache(keys_values.new_empty(B, H, 2 * (C + T) + 16, width))
+            longer._end = C + T
+            longer._buffer[:, :, :C] = self.window
+        longer._buffer[:, :, longer._end - T : longer._end] = keys_values
+        longer._filled[0] = longer._end
+        return longer
+
+    def last(self, steps: int) -> "KeyValueCache":
+        """The cache of the last `steps` steps only."""
+        return self._part(self._end - steps, self._end)
+
+    def select(self, index: Tensor) -> "KeyValueCache":
+        """The caches of the sequences in `index`."""
+        return KeyValueCache(self.window[index])
+
+    def _part(self, start: int, end: int) -> "KeyValueCache":
+        part = copy.copy(self)
+        part._start, part._end = start, end
+        return part
+
+
 class MemoryState(NamedTuple):
     """What an agent remembers between two calls, for B sequences. A memory that an agent lacks has zero layers.
 
@@ -44,14 +97,24 @@ class MemoryState(NamedTuple):
 
     h: Tensor  # (L, B, D) LSTM hidden state
     c: Tensor  # (L, B, D) LSTM cell state
-    cache: tuple[Tensor, ...]  # one per layer, (B, H, C, 2 D/H): keys and values of the last C steps
+    cache: tuple[KeyValueCache, ...]  # one per layer, (B, H, C, 2 D/H): keys and values of the last C steps
     clock: Tensor  # (B,) int64, steps of the running episode so far
 
     def select(self, index: Tensor) -> "MemoryState":
         """The states of the sequences in `index` (int64 or bool mask)."""
         return MemoryState(
-            self.h[:, index], self.c[:, index], tuple(kv[index] for kv in self.cache), self.clock[index]
+            self.h[:, index], self.c[:, index], tuple(kv.select(index) for kv in self.cache), self.clock[index]
         )
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Copies of all that the state holds, for a checkpoint: h, c, clock, and the cache of every layer."""
+        return tuple(part.clone() for part in (self.h, self.c, self.clock, *(kv.window for kv in self.cache)))
+
+    @classmethod
+    def from_tensors(cls, tensors: Sequence[Tensor], device: torch.device | str = "cpu") -> "MemoryState":
+        """The state that `tensors` described, on `device`."""
+        h, c, clock, *cache = (part.to(device) for part in tensors)
+        return cls(h, c, tuple(KeyValueCache(keys_values) for keys_values in cache), clock)
 
 
 class PolicyOutput(NamedTuple):
@@ -269,14 +332,20 @@ class TransformerLayer(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, cache: Tensor, angle: Tensor | None, blocks: list[tuple[slice, slice, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        """x (T, B, D), cache (B, H, C, 2D/H) -> output (T, B, D), keys and values (B, H, C + T, 2D/H)."""
+        self, x: Tensor, cache: KeyValueCache, angle: Tensor | None, blocks: list[tuple[slice, slice, Tensor]]
+    ) -> tuple[Tensor, KeyValueCache]:
+        """x (T, B, D), cache of C steps -> output (T, B, D), cache of C + T steps."""
         T, B, D = x.shape
         q, k, v = self.query_key_value(self.norm_attention(x)).view(T, B, 3, self.heads, -1).unbind(2)
         if angle is not None:
             q, k = rotate(q, angle), rotate(k, angle)
-        keys_values = torch.cat((cache, torch.cat((k, v), -1).permute(1, 2, 0, 3)), 2)
+        keys_values = torch.cat((k, v), -1).permute(1, 2, 0, 3)
+        if keys_values.requires_grad or keys_values.is_cuda:
+            keys_values = torch.cat((cache.window, keys_values), 2)
+            cache = KeyValueCache(keys_values.detach())
+        else:
+            cache = cache.append(keys_values)
+            keys_values = cache.window
         k, v = keys_values.chunk(2, -1)
         q = q.permute(1, 2, 0, 3)  # (B, H, T, D/H)
         attended = [
@@ -285,7 +354,7 @@ class TransformerLayer(nn.Module):
         ]
         attended = attended[0] if len(attended) == 1 else torch.cat(attended, 2)
         x = x + self.project(attended.permute(2, 0, 1, 3).reshape(T, B, D))
-        return x + self.ff(self.norm_ff(x)), keys_values
+        return x + self.ff(self.norm_ff(x)), cache
 
 
 class TransformerMemory(nn.Module):
@@ -318,12 +387,12 @@ class TransformerMemory(nn.Module):
         self.register_buffer("frequency", frequency, persistent=False)
 
     def forward(
-        self, x: Tensor, cache: tuple[Tensor, ...], clock: Tensor, episode_start: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-        """x (T, B, D), cache L x (B, H, C, 2D/H), clock (B,), episode_start (T, B) bool -> h^T (T, B, D), and the
-        new cache and clock.
+        self, x: Tensor, cache: tuple[KeyValueCache, ...], clock: Tensor, episode_start: Tensor
+    ) -> tuple[Tensor, tuple[KeyValueCache, ...], Tensor]:
+        """x (T, B, D), cache of each layer, clock (B,), episode_start (T, B) bool -> h^T (T, B, D), and the new
+        cache and clock.
         """
-        T, C = x.shape[0], cache[0].shape[2]
+        T, C = x.shape[0], len(cache[0])
         position, first = episode_clock(clock, episode_start)
         angle = position[..., None] * self.frequency
         if self.positions == "absolute":
@@ -337,8 +406,8 @@ class TransformerMemory(nn.Module):
             kept = min(kept, int(clock.max()))
         new_cache = []
         for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x, keys_values = layer(x, layer_cache, angle, blocks)
-            new_cache.append(keys_values[:, :, C + T - kept :].detach())
+            x, layer_cache = layer(x, layer_cache, angle, blocks)
+            new_cache.append(layer_cache.last(kept))
         return self.norm(x), tuple(new_cache), clock
 
     def attention_blocks(self, first: Tensor, C: int) -> list[tuple[slice, slice, Tensor]]:
@@ -518,7 +587,8 @@ def empty_state(
     cache = ()
     if transformer:
         head = transformer.width // transformer.heads
-        cache = tuple(weight.new_zeros(batch, transformer.heads, 0, 2 * head) for _ in transformer.layers)
+        no_steps = weight.new_zeros(batch, transformer.heads, 0, 2 * head)
+        cache = tuple(KeyValueCache(no_steps) for _ in transformer.layers)
     clock = torch.zeros(batch, dtype=torch.int64, device=weight.device)
     return MemoryState(weight.new_zeros(layers), weight.new_zeros(layers), cache, clock)
 

@@ -283,13 +283,14 @@ def rollout(args: Args, policy: MemoryPolicy, envs, carry: Carry, visit_bonus: f
         done = env_step.terminated | env_step.truncated
         episode_return, episode_length = episode_return + env_step.reward, episode_length + 1
 
-        # The memory as it was before the reset judges the true last observation. On a GPU always and for all,
-        # as looking whether there is one would make it wait.
+        # The memory as it was before the reset judges the true last observation; on a GPU of all environments,
+        # as looking which ones ran out of time would make it wait.
         timeout_value = torch.zeros(N, device=obs.device)
-        if obs.is_cuda or env_step.truncated.any():
-            going_on = torch.zeros(1, N, dtype=torch.bool, device=obs.device)
-            last, _ = policy.act(features[env_step.final_obs][None], state_after, going_on)
-            timeout_value = last.value[0] * env_step.truncated
+        late = torch.arange(N, device=obs.device) if obs.is_cuda else env_step.truncated.nonzero().squeeze(1)
+        if len(late):
+            going_on = torch.zeros(1, len(late), dtype=torch.bool, device=obs.device)
+            last, _ = policy.act(features[env_step.final_obs[late]][None], state_after.select(late), going_on)
+            timeout_value[late] = last.value[0] * env_step.truncated[late]
 
         reward, seen_now = env_step.reward, seen
         if table.distinct:
@@ -594,14 +595,11 @@ def main(args: Args) -> dict:
 
 def save_carry(carry: Carry) -> dict:
     """As plain values and tensors, which a checkpoint can hold."""
-    return {**carry._asdict(), "state": tuple(carry.state)}
+    return {**carry._asdict(), "state": carry.state.tensors()}
 
 
 def load_carry(saved: dict, device: torch.device) -> Carry:
-    state = MemoryState(*saved["state"])
-    state = MemoryState(
-        state.h.to(device), state.c.to(device), tuple(kv.to(device) for kv in state.cache), state.clock.to(device)
-    )
+    state = MemoryState.from_tensors(saved["state"], device)
     return Carry(**{name: value.to(device) for name, value in saved.items() if name != "state"}, state=state)
 
 

@@ -190,7 +190,7 @@ def measure_agent(
         "gpu_memory_mb": gpu_peak,
         "episode_limit": agent.envs.max_episode_steps,
         "mean_episode_length": lengths.mean().item() if len(lengths) else None,
-        "cached_steps": carry.state.cache[0].shape[2] if carry.state.cache else 0,
+        "cached_steps": len(carry.state.cache[0]) if carry.state.cache else 0,
     }
     return row, rates_after
 

@@ -12,6 +12,7 @@ from input_error import InputError
 from palmer_policy import (
     ActionDistribution,
     AdaptiveGate,
+    KeyValueCache,
     LSTMMemory,
     LSTMScan,
     ObservationEncoder,
@@ -60,24 +61,60 @@ def test_step_by_step_equals_segment(script, B, positions):
     for name in ("logits", "value", "memory"):
         stepped = torch.cat([getattr(output, name) for output in steps])
         torch.testing.assert_close(stepped, getattr(segment, name), atol=1e-5, rtol=0)
-    assert torch.equal(state.clock, after_segment.clock)
-    for stepped, whole in zip(
-        (state.h, state.c, *state.cache), (*after_segment[:2], *after_segment.cache), strict=True
-    ):
+    for stepped, whole in zip(state.tensors(), after_segment.tensors(), strict=True):
         torch.testing.assert_close(stepped, whole, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_state_is_never_changed_in_place(script):
+@pytest.mark.parametrize("learning", [True, False])
+def test_state_is_never_changed_in_place(script, learning):
     policy = small_policy(script)
     state = carried_state(policy, 3)
-    before = [part.clone() for part in (state.h, state.c, *state.cache, state.clock)]
+    before = state.tensors()
     obs, start = torch.randn(4, 3, 5), torch.zeros(4, 3, dtype=torch.bool)
-    first = policy(obs, state, start)[0]
-    second = policy(obs, state, start)[0]
-    for part, copy in zip((state.h, state.c, *state.cache, state.clock), before, strict=True):
+    with torch.set_grad_enabled(learning):
+        first = policy(obs, state, start)[0]
+        second = policy(obs, state, start)[0]
+    for part, copy in zip(state.tensors(), before, strict=True):
         assert torch.equal(part, copy)
     assert torch.equal(first.logits, second.logits)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@torch.no_grad()
+def test_a_state_can_be_carried_on_along_two_branches(script):
+    """Step by step, where the branches would write their keys and values into the same buffer."""
+    policy = small_policy(script)
+    obs, start = torch.randn(2, 30, 1, 3, 5), torch.zeros(1, 3, dtype=torch.bool)
+    root = policy(obs[0, 0], policy.initial_state(3), start)[1]
+    root = policy(obs[0, 1], root, start)[1]  # its buffer has room left
+    no_start = start.expand(30, 3)
+    alone = [policy(branch.flatten(0, 1), root, no_start)[0].memory for branch in obs]
+    one = two = root
+    for t in range(30):  # turn by turn
+        seen_by_one, one = policy(obs[0, t], one, start)
+        seen_by_two, two = policy(obs[1, t], two, start)
+        torch.testing.assert_close(seen_by_one.memory[0], alone[0][t], atol=1e-5, rtol=0)
+        torch.testing.assert_close(seen_by_two.memory[0], alone[1][t], atol=1e-5, rtol=0)
+
+
+def test_a_cache_appends_in_place_and_copies_only_when_branched():
+    def steps(*values):
+        return torch.tensor(values, dtype=torch.float32).view(1, 1, -1, 1)
+
+    def held(cache):
+        return cache.window.flatten().tolist()
+
+    root = KeyValueCache(steps(1, 2)).append(steps(3))
+    longer = root.append(steps(4))
+    other = root.append(steps(5, 6))
+    assert (held(root), held(longer), held(other)) == ([1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 5, 6])
+    assert longer.window.data_ptr() == root.window.data_ptr() != other.window.data_ptr()
+    assert held(longer.last(2).append(steps(7))) == [3, 4, 7]
+    assert held(longer.append(steps(8))) == [1, 2, 3, 4, 8]
+    for value in range(100):  # past the end of the buffer
+        longer = longer.append(steps(value)).last(3)
+    assert held(longer) == [97, 98, 99]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -157,7 +194,7 @@ def test_an_unused_memory_costs_nothing(script):
     start = torch.zeros(9, 2, dtype=torch.bool)
     start[4], start[6, 0] = True, True
     state = policy(torch.randn(9, 2, 5), policy.initial_state(2), start)[1]
-    assert [kv.shape[2] for kv in state.cache] == [5, 5]
+    assert [len(kv) for kv in state.cache] == [5, 5]
 
 
 def test_lstm_equals_torch_without_resets():
