@@ -512,11 +512,29 @@ def action_sizes(action_space: gym.Space) -> list[int]:
     raise InputError(f"--env-id: its action space is {action_space}; allowed are Discrete and MultiDiscrete.")
 
 
+class GatedLinear(nn.Module):
+    """A hidden layer of products, silu(W_1 z + b_1) * (W_2 z + b_2) (Shazeer 2020, https://arxiv.org/abs/2002.05202).
+
+    Which way to turn at a fork is an exclusive-or of what is remembered and what is seen; a product of two
+    linear functions is one, where a sum of ReLUs first has to find the four cases one by one.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear = layer_init(nn.Linear(width, 2 * width))
+
+    def forward(self, z: Tensor) -> Tensor:
+        a, b = self.linear(z).chunk(2, -1)
+        return F.silu(a) * b
+
+
 class MemoryPolicy(nn.Module):
     """What every agent shares: encoder, a memory that the subclass gives (`remember`), heads.
 
     num_observations: size K of the recall head, which predicts from z_t the distinct observations met in
     this episode so far (its loss is a training aid; acting does not need it).
+    hidden: the heads' hidden layer, "gated" (products) or "relu".
+    forget: empty the memory before every step, so that only the present observation counts.
     """
 
     def __init__(
@@ -526,12 +544,16 @@ class MemoryPolicy(nn.Module):
         num_observations: int,
         width: int,
         cnn: str,
+        hidden: str = "gated",
+        forget: bool = False,
     ):
         super().__init__()
+        self.forget = forget
         self.observation_space = observation_space
         self.action_space = action_space
         self.encoder = ObservationEncoder(observation_space, width, cnn)
-        self.hidden = nn.Sequential(layer_init(nn.Linear(width, width)), nn.ReLU())
+        plain = nn.Sequential(layer_init(nn.Linear(width, width)), nn.ReLU())
+        self.hidden = GatedLinear(width) if hidden == "gated" else plain
         self.actor = layer_init(nn.Linear(width, sum(action_sizes(action_space))), 0.01)
         self.critic = layer_init(nn.Linear(width, 1), 1.0)
         self.recall = layer_init(nn.Linear(width, num_observations), 0.1)
@@ -563,6 +585,8 @@ class MemoryPolicy(nn.Module):
 
     def act(self, x: Tensor, state: MemoryState, episode_start: Tensor) -> tuple[PolicyOutput, MemoryState]:
         """As `forward`, from observations that are encoded already: x (T, B, D)."""
+        if self.forget:
+            episode_start = torch.ones_like(episode_start)
         z, gate, state = self.remember(x, state, episode_start)
         hidden = self.hidden(z)
         return PolicyOutput(self.actor(hidden), self.critic(hidden).squeeze(-1), z, gate), state
@@ -612,8 +636,10 @@ class PalmerPolicy(MemoryPolicy):
         positions: str = "rotary",
         gate_floor: float = 0.0,
         fixed_gate: float | None = None,
+        hidden: str = "gated",
+        forget: bool = False,
     ):
-        super().__init__(observation_space, action_space, num_observations, width, cnn)
+        super().__init__(observation_space, action_space, num_observations, width, cnn, hidden, forget)
         self.lstm = LSTMMemory(width, lstm_layers)
         self.transformer = TransformerMemory(
             width, trxl_layers, trxl_heads, memory_length, trxl_ff_mult * width, positions

@@ -136,7 +136,7 @@ class Args:
     """coefficient of the recall loss: predict from memory which observations this episode has shown (0: off)"""
     visit_bonus: float = 0.03
     """reward for an observation that is new in its episode, times the share of recent episodes that did not show
-    it, annealed to 0 in the second half of the run (0: off)"""
+    it; fades out as success comes near 1, at the latest in the second half of the run (0: off)"""
 
     width: int = 128
     """D, width of encoder output, memories and hidden layer"""
@@ -158,6 +158,11 @@ class Args:
     """least share of the Transformer in the gate"""
     fixed_gate: float | None = None
     """hold the gate at this value instead of learning it"""
+
+    hidden: Literal["gated", "relu"] = "gated"
+    """hidden layer of the policy and value heads: products of two linear layers, or one with ReLU"""
+    forget: bool = False
+    """empty the memory before every step, to see what the memory is worth"""
 
     eval_every: int = 100_000
     """environment steps between two evaluations on the real environment (0: only at the end)"""
@@ -195,6 +200,7 @@ PRESETS = {
         memory_length=119,
         positions="absolute",
         gate_floor=0.2,
+        hidden="relu",
     ),
 }
 
@@ -215,6 +221,8 @@ def make_agent(args: Args, observation_space, action_space, num_observations: in
         positions=args.positions,
         gate_floor=args.gate_floor,
         fixed_gate=args.fixed_gate,
+        hidden=args.hidden,
+        forget=args.forget,
     )
 
 
@@ -244,6 +252,7 @@ class Rollout(NamedTuple):
     timeout_value: Tensor  # value of the true last observation where the step ended in a time-out, else 0
     next_value: Tensor  # (N,) value of the observation after the last step
     seen: Tensor  # (T, N, K) bool, the recall target
+    familiar: Tensor  # (K,) share of recent episodes that showed an observation
     finished: Tensor  # (episodes, 3): return, length and success of every episode that ended
     gate: Tensor | None  # (4,) mean, least, largest and standard deviation of the gate's values
 
@@ -320,7 +329,12 @@ def rollout(args: Args, policy: MemoryPolicy, envs, carry: Carry, visit_bonus: f
     columns = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
     finished = columns.pop("episode")[columns["done"]]
     batch = Rollout(
-        **columns, state=carry.state, next_value=next_value, finished=finished, gate=gate_statistics(gates)
+        **columns,
+        state=carry.state,
+        next_value=next_value,
+        familiar=familiar,
+        finished=finished,
+        gate=gate_statistics(gates),
     )
     if table.distinct:
         familiar = share_of_episodes(familiar, batch.seen[batch.done])
@@ -401,9 +415,11 @@ def update(args: Args, policy: MemoryPolicy, optimizer, table, batch: Rollout, e
             loss = policy_loss + args.vf_coef * value_loss - ent_coef * entropy
             losses = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
             if recall:
-                seen = batch.seen[:, env, : table.count].float()
-                recall_logits = policy.recall_logits(output.memory, table.count)
-                losses["recall_loss"] = F.binary_cross_entropy_with_logits(recall_logits, seen)
+                losses["recall_loss"] = recall_loss(
+                    policy.recall_logits(output.memory, table.count),
+                    batch.seen[:, env, : table.count],
+                    batch.familiar[: table.count],
+                )
                 loss = loss + args.recall_coef * losses["recall_loss"]
 
             optimizer.zero_grad()
@@ -427,6 +443,17 @@ def update(args: Args, policy: MemoryPolicy, optimizer, table, batch: Rollout, e
     return dict(zip(totals, means.tolist(), strict=True))
 
 
+def recall_loss(logits: Tensor, seen: Tensor, familiar: Tensor) -> Tensor:
+    """Binary cross-entropy of "observation k was met in this episode", logits and seen (T, B, K).
+
+    Weighted by how uncertain each observation is beforehand, p (1 - p) with p its share of recent episodes,
+    familiar (K,): what every episode shows, or none, needs no memory. The constant lets nothing be forgotten.
+    """
+    weight = familiar * (1 - familiar) + 0.01
+    loss = F.binary_cross_entropy_with_logits(logits, seen.float(), weight, reduction="sum")
+    return loss / (weight.sum() * logits[..., 0].numel())
+
+
 def distinct_frames(table, obs: Tensor) -> tuple[Tensor, Tensor]:
     """The frames a minibatch needs, each once: obs (T, B) -> frames (K, *shape), index among them (T, B)."""
     if obs.is_cuda and table.count <= obs.numel():  # counting them would make the GPU wait
@@ -438,6 +465,16 @@ def distinct_frames(table, obs: Tensor) -> tuple[Tensor, Tensor]:
 def schedule(start: float, end: float | None, step: float, length: float) -> float:
     """Linear from `start` to `end` over `length` steps, then `end`; constant where no end is given."""
     return start if end is None else start + (end - start) * min(step / length, 1.0)
+
+
+def exploration(progress: float, recent: deque) -> float:
+    """Share of the visit bonus that is still paid, 1 to 0, after `progress` (0 to 1) of the run.
+
+    All of it until 90% of the recent episodes were solved, then less, so that the agent finds the shortest way;
+    where success stays away or is not known, less from the middle of the run on.
+    """
+    success_rate = sum(success for _, _, success in recent) / RECENT_EPISODES
+    return min(1.0, 2 * (1 - progress), 10 * (1 - success_rate))
 
 
 def main(args: Args) -> dict:
@@ -511,8 +548,7 @@ def main(args: Args) -> dict:
             anneal_steps = args.anneal_steps or args.total_timesteps
             learning_rate = schedule(args.learning_rate, args.final_learning_rate, step, anneal_steps)
             ent_coef = schedule(args.ent_coef, args.final_ent_coef, step, anneal_steps)
-            half = args.total_timesteps / 2  # the first half explores, the second finds the shortest way
-            visit_bonus = schedule(args.visit_bonus, 0.0, max(step - half, 0), half)
+            visit_bonus = args.visit_bonus * exploration(step / args.total_timesteps, recent)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
 
@@ -568,6 +604,7 @@ def main(args: Args) -> dict:
         "seconds": seconds,
         "sps": step / max(seconds, 1e-9),
         "evaluation": None,
+        "greedy_evaluation": None,
     }
     for level in ("0.95", "0.99"):
         summary[f"steps_to_{level}"], summary[f"seconds_to_{level}"] = milestones.get(level, (None, None))
@@ -578,6 +615,10 @@ def main(args: Args) -> dict:
             summary["evaluation"] = held_out(args, policy, run, step, args.final_eval_episodes)
             run.log(step, eval_metrics(summary["evaluation"]))
             print(describe(summary["evaluation"], args.env_id))
+            summary["greedy_evaluation"] = evaluate_policy(
+                policy, args, ALGO, step, episodes=args.final_eval_episodes, seed=args.seed, greedy=True
+            )
+            print(describe(summary["greedy_evaluation"], args.env_id))
             write_json(run.summary_file, summary)
         run.close()
         print(f"run       {run.path}   (tensorboard --logdir {run.path.parent})")
