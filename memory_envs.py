@@ -549,7 +549,7 @@ class TableEnvs:
         self._state = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._clock = torch.zeros(num_envs, dtype=torch.int64, device=device)  # steps taken in the episode
         # Start states are drawn for many steps at once, a row (N,) for each; they wait here to be used.
-        rows = max(16, 2**16 // num_envs)
+        rows = max(128, 2**16 // num_envs)
         self._starts = torch.zeros(rows, num_envs, dtype=torch.int64, device=device)
         self._starts_used = rows
         self.reset()

@@ -320,6 +320,8 @@ def rotate(x: Tensor, angle: Tensor) -> Tensor:
 class TransformerLayer(nn.Module):
     """Pre-norm self-attention and feed-forward (Vaswani et al. 2017; Parisotto et al. 2019 on the norm's place)."""
 
+    fixed_shapes = False  # see MemoryPolicy.fix_shapes
+
     def __init__(self, width: int, heads: int, ff_width: int):
         super().__init__()
         self.heads = heads
@@ -340,7 +342,7 @@ class TransformerLayer(nn.Module):
         if angle is not None:
             q, k = rotate(q, angle), rotate(k, angle)
         keys_values = torch.cat((k, v), -1).permute(1, 2, 0, 3)
-        if keys_values.requires_grad or keys_values.is_cuda:
+        if keys_values.requires_grad or self.fixed_shapes:
             keys_values = torch.cat((cache.window, keys_values), 2)
             cache = KeyValueCache(keys_values.detach())
         else:
@@ -366,6 +368,8 @@ class TransformerMemory(nn.Module):
     `positions`: "rotary" (relative, Su et al. 2021) or "absolute" (sinusoids of the step within the episode,
     Vaswani et al. 2017, added to x).
     """
+
+    fixed_shapes = False  # see MemoryPolicy.fix_shapes
 
     def __init__(
         self,
@@ -399,10 +403,10 @@ class TransformerMemory(nn.Module):
             x, angle = x + torch.cat((angle.sin(), angle.cos()), -1), None
         blocks = self.attention_blocks(first, C)
         clock = position[-1] + 1
-        # Steps that no query can reach any more leave the cache; on the CPU, where looking at a number costs
-        # nothing, so do those before the oldest running episode: a memory longer than any episode is then free.
+        # Steps that no query can reach any more leave the cache, and so do those before the oldest running episode:
+        # a memory longer than any episode is then free.
         kept = min(C + T, self.memory_length - 1)
-        if not x.is_cuda:
+        if not self.fixed_shapes:
             kept = min(kept, int(clock.max()))
         new_cache = []
         for layer, layer_cache in zip(self.layers, cache, strict=True):
@@ -434,7 +438,7 @@ class TransformerMemory(nn.Module):
         for start in range(0, T, QUERY_BLOCK):
             end = min(start + QUERY_BLOCK, T)
             oldest = max(0, C + start - self.memory_length + 1)
-            if not first.is_cuda:
+            if not self.fixed_shapes:
                 oldest = max(oldest, int(lowest[start:end].min()))
             key = torch.arange(oldest, C + end, device=device)
             rows = lowest[start:end].t()[:, None, :, None]  # (B, 1, queries, 1)
@@ -537,6 +541,8 @@ class MemoryPolicy(nn.Module):
     forget: empty the memory before every step, so that only the present observation counts.
     """
 
+    fixed_shapes = False  # see fix_shapes
+
     def __init__(
         self,
         observation_space: spaces.Box,
@@ -557,6 +563,14 @@ class MemoryPolicy(nn.Module):
         self.actor = layer_init(nn.Linear(width, sum(action_sizes(action_space))), 0.01)
         self.critic = layer_init(nn.Linear(width, 1), 1.0)
         self.recall = layer_init(nn.Linear(width, num_observations), 0.1)
+
+    def fix_shapes(self) -> None:
+        """Let no shape depend on what tensors hold: for GPUs, which would have to wait whenever that is looked at.
+
+        The numbers stay the same. Costs arithmetic on cached steps that the mask hides.
+        """
+        for module in self.modules():
+            module.fixed_shapes = True
 
     def initial_state(self, batch: int) -> MemoryState:
         """The empty memory of `batch` sequences."""
@@ -611,7 +625,8 @@ def empty_state(
     cache = ()
     if transformer:
         head = transformer.width // transformer.heads
-        no_steps = weight.new_zeros(batch, transformer.heads, 0, 2 * head)
+        C = transformer.memory_length - 1 if transformer.fixed_shapes else 0  # never seen: the clock is at 0
+        no_steps = weight.new_zeros(batch, transformer.heads, C, 2 * head)
         cache = tuple(KeyValueCache(no_steps) for _ in transformer.layers)
     clock = torch.zeros(batch, dtype=torch.int64, device=weight.device)
     return MemoryState(weight.new_zeros(layers), weight.new_zeros(layers), cache, clock)

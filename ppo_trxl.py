@@ -14,6 +14,7 @@ ppo_lstm.py differ from this file in the policy, `make_agent` and its flags alon
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -23,6 +24,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from cuda_graphs import GraphedStep, graph_rollout
 from distributed import (
     any_process,
     average_gradients,
@@ -68,6 +70,8 @@ class Args:
     """ask PyTorch for deterministic kernels (matters on a GPU)"""
     cuda: bool = True
     """use the GPU if there is one"""
+    cuda_graphs: bool = False
+    """on a GPU, replay policy steps and gradient steps as CUDA graphs"""
     track: bool = False
     """also log to Weights & Biases (needs `pip install wandb`)"""
     wandb_project_name: str = "palmer"
@@ -274,7 +278,7 @@ class Rollout(NamedTuple):
     next_value: Tensor  # (N,) value of the observation after the last step
     seen: Tensor  # (T, N, K) bool, the recall target
     familiar: Tensor  # (K,) share of recent episodes that showed an observation
-    finished: Tensor  # (episodes, 3): return, length and success of every episode that ended
+    episode: Tensor  # (T, N, 3), return, length and success of the episode so far
     gate: Tensor | None  # (4,) mean, least, largest and standard deviation of the gate's values
 
 
@@ -303,6 +307,7 @@ def rollout(args: Args, policy: MemoryPolicy, envs, carry: Carry, visit_bonus: f
     if not table.distinct:
         seen = seen[:, :0]
     features = policy.encoder(table.frames)  # the parameters stand still, so each frame is encoded once
+    everyone = torch.arange(N, device=obs.device)
     steps, gates = [], []
     for _ in range(T):
         output, state_after = policy.act(features[obs][None], state, start[None])
@@ -313,10 +318,9 @@ def rollout(args: Args, policy: MemoryPolicy, envs, carry: Carry, visit_bonus: f
         done = env_step.terminated | env_step.truncated
         episode_return, episode_length = episode_return + env_step.reward, episode_length + 1
 
-        # The memory as it was before the reset judges the true last observation; on a GPU of all environments,
-        # as looking which ones ran out of time would make it wait.
+        # The memory as it was before the reset judges the true last observation.
         timeout_value = torch.zeros(N, device=obs.device)
-        late = torch.arange(N, device=obs.device) if obs.is_cuda else env_step.truncated.nonzero().squeeze(1)
+        late = everyone if policy.fixed_shapes else env_step.truncated.nonzero().squeeze(1)
         if len(late):
             going_on = torch.zeros(1, len(late), dtype=torch.bool, device=obs.device)
             last, _ = policy.act(features[env_step.final_obs[late]][None], state_after.select(late), going_on)
@@ -348,17 +352,15 @@ def rollout(args: Args, policy: MemoryPolicy, envs, carry: Carry, visit_bonus: f
 
     next_value = policy.act(features[obs][None], state, start[None])[0].value[0]
     columns = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
-    finished = columns.pop("episode")[columns["done"]]
     batch = Rollout(
         **columns,
         state=carry.state,
         next_value=next_value,
         familiar=familiar,
-        finished=finished,
         gate=gate_statistics(gates),
     )
     if table.distinct:
-        familiar = share_of_episodes(familiar, batch.seen[batch.done])
+        familiar = share_of_episodes(familiar, batch.seen, batch.done)
     return batch, Carry(obs, start, state, seen, episode_return, episode_length, familiar)
 
 
@@ -369,14 +371,16 @@ def encode_new(policy: MemoryPolicy, table, features: Tensor) -> Tensor:
     return torch.cat((features, policy.encoder(table.frames[len(features) :])))
 
 
-def share_of_episodes(familiar: Tensor, ended: Tensor) -> Tensor:
-    """Move the shares (K,) of episodes that showed each observation towards those of `ended` (episodes, K).
+def share_of_episodes(familiar: Tensor, seen: Tensor, done: Tensor) -> Tensor:
+    """Move the shares (K,) of episodes that showed each observation towards those of the episodes that ended.
 
-    A running average over about the last 500 episodes. What every episode shows anyway thus stops earning the
-    first-visit bonus, and what tells one episode from another, as the cue does, goes on earning it.
+    seen (T, N, K) and done (T, N), both bool. A running average over about the last 500 episodes. What every episode
+    shows anyway thus stops earning the first-visit bonus, and what tells one episode from another, as the cue does,
+    goes on earning it.
     """
-    weight = len(ended) / (len(ended) + 500)
-    return familiar + weight * (ended.sum(0) / max(len(ended), 1) - familiar)
+    ended = done.sum()
+    showed = (seen & done[..., None]).sum((0, 1))
+    return familiar + (showed - ended * familiar) / (ended + 500)
 
 
 def gate_statistics(gates: list[Tensor | None]) -> Tensor | None:
@@ -403,65 +407,102 @@ def advantages(args: Args, batch: Rollout) -> tuple[Tensor, Tensor]:
     return advantage, advantage + batch.value
 
 
-def update(args: Args, policy: MemoryPolicy, optimizer, table, batch: Rollout, ent_coef: float) -> dict[str, float]:
-    """Several epochs of PPO over a rollout, in minibatches of whole environments -> averaged losses."""
+class Minibatch(NamedTuple):
+    """The T steps of B environments that one gradient step learns from. All (T, B) unless said otherwise."""
+
+    frames: Tensor  # (K, *shape), the frames that these steps show, each once
+    obs: Tensor  # int64, number among `frames`
+    episode_start: Tensor  # bool
+    action: Tensor  # (T, B) or (T, B, components) int64
+    logprob: Tensor
+    value: Tensor
+    advantage: Tensor
+    returns: Tensor
+    seen: Tensor  # (T, B, K') bool, the recall target
+    familiar: Tensor  # (K',) share of recent episodes that showed an observation
+    state: MemoryState  # memory of the B environments before the first step
+
+
+def update(
+    args: Args, policy: MemoryPolicy, optimizer, table, batch: Rollout, ent_coef: float, step: Callable | None = None
+) -> dict[str, float]:
+    """Several epochs of PPO over a rollout, in minibatches of whole environments -> averaged losses.
+
+    step: `minibatch_step`, or the same recorded as a CUDA graph.
+    """
+    step = step or minibatch_step
     advantage, returns = advantages(args, batch)
     if args.norm_adv:
         advantage = advantage - mean_over_processes(advantage.mean())
         advantage = advantage / (mean_over_processes(advantage.square().mean()).sqrt() + 1e-8)
-    recall = args.recall_coef > 0 and table.distinct
-    totals: dict[str, list[Tensor]] = {}
+    ent_coef = torch.tensor(ent_coef, device=advantage.device)
+    count = table.count if table.distinct else 0
+    rows = []
     for _ in range(args.update_epochs):
         order = torch.randperm(batch.obs.shape[1], device=batch.obs.device)
         for env in order.chunk(args.num_minibatches):
-            frames, obs_index = distinct_frames(table, batch.obs[:, env])
-            state = batch.state.select(env)
-            output, _ = policy(frames, state, batch.episode_start[:, env], obs_index)
-            distribution = policy.distribution(output.logits)
-            logratio = distribution.log_prob(batch.action[:, env]) - batch.logprob[:, env]
-            ratio = logratio.exp()
-
-            adv = advantage[:, env]
-            clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
-            policy_loss = torch.max(-adv * ratio, -adv * clipped).mean()
-
-            value_error = (output.value - returns[:, env]) ** 2
-            if args.clip_vloss:
-                old_value = batch.value[:, env]
-                near = old_value + (output.value - old_value).clamp(-args.clip_coef, args.clip_coef)
-                value_error = torch.max(value_error, (near - returns[:, env]) ** 2)
-            value_loss = 0.5 * value_error.mean()
-
-            entropy = distribution.entropy().mean()
-            loss = policy_loss + args.vf_coef * value_loss - ent_coef * entropy
-            losses = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
-            if recall:
-                losses["recall_loss"] = recall_loss(
-                    policy.recall_logits(output.memory, table.count),
-                    batch.seen[:, env, : table.count],
-                    batch.familiar[: table.count],
-                )
-                loss = loss + args.recall_coef * losses["recall_loss"]
-
-            optimizer.zero_grad()
-            loss.backward()
-            average_gradients(policy.parameters())
-            nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
-            optimizer.step()
-
-            with torch.no_grad():  # http://joschu.net/blog/kl-approx.html
-                losses["old_approx_kl"] = -logratio.mean()
-                losses["approx_kl"] = (ratio - 1 - logratio).mean()
-                losses["clipfrac"] = ((ratio - 1).abs() > args.clip_coef).float().mean()
-                for name, value in losses.items():
-                    totals.setdefault(name, []).append(value.detach())
-                if "first_minibatch_ratio_error" not in totals:
-                    totals["first_minibatch_ratio_error"] = [(ratio - 1).abs().max()]
-        if args.target_kl is not None and mean_over_processes(totals["approx_kl"][-1]) > args.target_kl:
+            frames, obs = distinct_frames(table, batch.obs[:, env], policy.fixed_shapes)
+            minibatch = Minibatch(
+                frames=frames,
+                obs=obs,
+                episode_start=batch.episode_start[:, env],
+                action=batch.action[:, env],
+                logprob=batch.logprob[:, env],
+                value=batch.value[:, env],
+                advantage=advantage[:, env],
+                returns=returns[:, env],
+                seen=batch.seen[:, env, :count],
+                familiar=batch.familiar[:count],
+                state=batch.state.select(env),
+            )
+            rows.append(step(args, policy, optimizer, minibatch, ent_coef))
+        if args.target_kl is not None and mean_over_processes(rows[-1]["approx_kl"]) > args.target_kl:
             break
-    totals["explained_variance"] = [1 - (returns - batch.value).var() / returns.var()]
-    means = mean_over_processes(torch.stack([torch.stack(values).mean() for values in totals.values()]))
-    return dict(zip(totals, means.tolist(), strict=True))
+    losses = {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0] if name != "ratio_error"}
+    losses["first_minibatch_ratio_error"] = rows[0]["ratio_error"]
+    losses["explained_variance"] = 1 - (returns - batch.value).var() / returns.var()
+    means = mean_over_processes(torch.stack(list(losses.values())))
+    return dict(zip(losses, means.tolist(), strict=True))
+
+
+def minibatch_step(
+    args: Args, policy: MemoryPolicy, optimizer, batch: Minibatch, ent_coef: Tensor
+) -> dict[str, Tensor]:
+    """One gradient step of PPO -> its losses, each a number."""
+    output, _ = policy(batch.frames, batch.state, batch.episode_start, batch.obs)
+    distribution = policy.distribution(output.logits)
+    logratio = distribution.log_prob(batch.action) - batch.logprob
+    ratio = logratio.exp()
+
+    clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+    policy_loss = torch.max(-batch.advantage * ratio, -batch.advantage * clipped).mean()
+
+    value_error = (output.value - batch.returns) ** 2
+    if args.clip_vloss:
+        near = batch.value + (output.value - batch.value).clamp(-args.clip_coef, args.clip_coef)
+        value_error = torch.max(value_error, (near - batch.returns) ** 2)
+    value_loss = 0.5 * value_error.mean()
+
+    entropy = distribution.entropy().mean()
+    loss = policy_loss + args.vf_coef * value_loss - ent_coef * entropy
+    losses = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+    count = len(batch.familiar)
+    if args.recall_coef > 0 and count:
+        losses["recall_loss"] = recall_loss(policy.recall_logits(output.memory, count), batch.seen, batch.familiar)
+        loss = loss + args.recall_coef * losses["recall_loss"]
+
+    optimizer.zero_grad()
+    loss.backward()
+    average_gradients(policy.parameters())
+    nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+    optimizer.step()
+
+    with torch.no_grad():  # http://joschu.net/blog/kl-approx.html
+        losses["old_approx_kl"] = -logratio.mean()
+        losses["approx_kl"] = (ratio - 1 - logratio).mean()
+        losses["clipfrac"] = ((ratio - 1).abs() > args.clip_coef).float().mean()
+        losses["ratio_error"] = (ratio - 1).abs().max()
+    return {name: value.detach() for name, value in losses.items()}
 
 
 def recall_loss(logits: Tensor, seen: Tensor, familiar: Tensor) -> Tensor:
@@ -475,9 +516,12 @@ def recall_loss(logits: Tensor, seen: Tensor, familiar: Tensor) -> Tensor:
     return loss / (weight.sum() * logits[..., 0].numel())
 
 
-def distinct_frames(table, obs: Tensor) -> tuple[Tensor, Tensor]:
-    """The frames a minibatch needs, each once: obs (T, B) -> frames (K, *shape), index among them (T, B)."""
-    if obs.is_cuda and table.count <= obs.numel():  # counting them would make the GPU wait
+def distinct_frames(table, obs: Tensor, fixed_shapes: bool) -> tuple[Tensor, Tensor]:
+    """The frames a minibatch needs, each once: obs (T, B) -> frames (K, *shape), index among them (T, B).
+
+    With fixed shapes all that the table holds: counting would make a GPU wait.
+    """
+    if fixed_shapes and table.count <= obs.numel():
         return table.frames, obs
     numbers, index = obs.unique(return_inverse=True)
     return table.frames[numbers], index
@@ -486,6 +530,17 @@ def distinct_frames(table, obs: Tensor) -> tuple[Tensor, Tensor]:
 def schedule(start: float, end: float | None, step: float, length: float) -> float:
     """Linear from `start` to `end` over `length` steps, then `end`; constant where no end is given."""
     return start if end is None else start + (end - start) * min(step / length, 1.0)
+
+
+def set_learning_rate(optimizer, learning_rate: float, graph_device: torch.device | None) -> None:
+    """As a number or, for a CUDA graph, which would go on with the number recorded, in a tensor that it reads."""
+    for group in optimizer.param_groups:
+        if graph_device is None:
+            group["lr"] = learning_rate
+        elif isinstance(group["lr"], Tensor) and group["lr"].device.type == graph_device.type:
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"], group["capturable"] = torch.tensor(learning_rate, device=graph_device), True
 
 
 def exploration(progress: float, recent: deque) -> float:
@@ -518,7 +573,19 @@ def main(args: Args) -> dict:
     )
     table = envs.observations
     policy = make_agent(args, table.space, envs.action_space, table.capacity).to(device)
+    if device.type == "cuda":
+        policy.fix_shapes()
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    step_once = minibatch_step
+    if args.cuda_graphs:
+        minibatch = args.num_envs // args.num_minibatches * args.num_steps
+        if device.type != "cuda" or num_processes > 1 or not envs.exact_resume or minibatch < table.count:
+            raise InputError(
+                f"--cuda-graphs: needs a GPU, one process, an environment that runs as a table, and minibatches of "
+                f"at least as many steps as it has observations ({table.count}; here {minibatch} steps)."
+            )
+        graph_rollout(policy, args.num_envs)
+        step_once = GraphedStep(minibatch_step)
     if rank > 0:  # from here on: the parameters are the same in all processes, the actions must not be
         torch.manual_seed(args.seed + rank * PROCESS_SEED)
     carry = first_carry(policy, envs)
@@ -570,15 +637,14 @@ def main(args: Args) -> dict:
             learning_rate = schedule(args.learning_rate, args.final_learning_rate, step, anneal_steps)
             ent_coef = schedule(args.ent_coef, args.final_ent_coef, step, anneal_steps)
             visit_bonus = args.visit_bonus * exploration(step / args.total_timesteps, recent)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+            set_learning_rate(optimizer, learning_rate, device if args.cuda_graphs else None)
 
             batch, carry = rollout(args, policy, envs, carry, visit_bonus)
-            losses = update(args, policy, optimizer, table, batch, ent_coef)
+            losses = update(args, policy, optimizer, table, batch, ent_coef, step_once)
 
             previous, step = step, step + args.num_envs * args.num_steps
             seconds += time.monotonic() - began
-            for finished in gather(batch.finished.tolist()):
+            for finished in gather(batch.episode[batch.done].tolist()):
                 recent.extend(finished)
             if rank == 0:
                 metrics = {

@@ -163,7 +163,7 @@ def measure_agent(
     while not iterations or time.perf_counter() - began < seconds:
         phases, batch, carry = timed_iteration(agent, carry)
         iterations.append(phases)
-        finished.append(batch.finished)
+        finished.append(batch.episode[batch.done])
     peak = peak_memory()
     gpu_peak = torch.cuda.max_memory_allocated() / 1e6 if DEVICE.type == "cuda" else None
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 
 import numpy as np
 import pytest
@@ -23,10 +24,13 @@ PHASES = [
     "share_of_episodes",
     "gate_statistics",
     "advantages",
+    "Minibatch",
     "update",
+    "minibatch_step",
     "recall_loss",
     "distinct_frames",
     "schedule",
+    "set_learning_rate",
     "exploration",
     "main",
     "save_carry",
@@ -232,7 +236,7 @@ def test_recall_target_and_visit_bonus_by_hand(script):
     assert batch.reward.tolist() == [[0.25, 0.25], [1.0, 3.0], [0.0, 0.25], [0.0, 0.0], [2.25, 0.0]]
     assert [set(row.nonzero().flatten().tolist()) for row in carry.seen] == [{3, 4}, {0}]
     # Episode statistics hold the true reward alone.
-    assert batch.finished.tolist() == [[3.0, 2.0, 1.0], [1.0, 3.0, 0.0], [0.0, 3.0, 0.0]]
+    assert batch.episode[batch.done].tolist() == [[3.0, 2.0, 1.0], [1.0, 3.0, 0.0], [0.0, 3.0, 0.0]]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -261,6 +265,48 @@ def test_recall_loss_teaches_memory_and_zero_switches_it_off(script):
     for _ in range(60):
         last = script.update(args, policy, optimizer, TOY.observations, batch, 0.0)["recall_loss"]
     assert last < 0.2 * first
+
+
+def test_recall_asks_most_for_what_is_uncertain():
+    """By hand: weights p (1 - p) + 0.01 of 0.01, 0.26 and 0.01, and a loss of ln 2 for observation 1 alone."""
+    logits, seen = torch.tensor([[[9e9, 0.0, -9e9]]]).expand(2, 3, 3), torch.tensor([1, 1, 0]).bool().expand(2, 3, 3)
+    loss = ppo_palmer.recall_loss(logits, seen, torch.tensor([1.0, 0.5, 0.0]))
+    assert loss.item() == pytest.approx(math.log(2) * 0.26 / 0.28)
+
+
+@pytest.mark.parametrize(
+    "progress, solved, share", [(0.1, 0, 1), (0.5, 450, 1), (0.5, 475, 0.5), (0.1, 500, 0), (0.75, 0, 0.5), (1, 0, 0)]
+)
+def test_the_visit_bonus_fades_with_success_and_at_the_end(progress, solved, share):
+    recent = [(1.0, 9.0, 1.0)] * solved + [(0.0, 9.0, 0.0)] * (500 - solved)
+    assert ppo_palmer.exploration(progress, recent) == pytest.approx(share)
+    assert ppo_palmer.exploration(0.0, []) == 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("memory_length", [5, 30])
+def test_fixed_shapes_give_the_same_numbers(script, memory_length):
+    """What a GPU runs, on the CPU: whole caches behind the mask, every environment judged at a time-out."""
+    rollouts, losses = [], []
+    for fixed in (False, True):
+        args = small_args(script, memory_length=memory_length)
+        envs = make_envs("MiniGrid-MemoryS7-v0", args.num_envs, max_episode_steps=17, seed=3)
+        policy = make_policy(script, args, envs)
+        if fixed:
+            policy.fix_shapes()
+        optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3)
+        carry = script.first_carry(policy, envs)
+        torch.manual_seed(5)
+        for _ in range(3):
+            batch, carry = script.rollout(args, policy, envs, carry, args.visit_bonus)
+            losses.append(script.update(args, policy, optimizer, envs.observations, batch, 0.01))
+        rollouts.append(batch)
+    assert torch.equal(rollouts[0].action, rollouts[1].action)
+    for name in ("value", "logprob", "timeout_value", "reward"):
+        torch.testing.assert_close(getattr(rollouts[0], name), getattr(rollouts[1], name), atol=1e-4, rtol=1e-3)
+    assert (rollouts[0].timeout_value != 0).any()
+    for varying, fixed in zip(losses[:3], losses[3:], strict=True):
+        assert varying == pytest.approx(fixed, abs=1e-3)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
