@@ -14,50 +14,52 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-# column: (decimals in the printed table, or None for text)
+# column: decimals in the printed table, or None for text
 COLUMNS = {
     "algo": None,
     "env": None,
     "seed": None,
     "steps": 0,
-    "minutes": 1,
-    "success_rate": 3,
-    "success_ci_low": 3,
-    "success_ci_high": 3,
-    "mean_length": 1,
+    "seconds": 0,
+    "success": 3,
+    "success_low": 3,
+    "success_high": 3,
+    "length": 1,
+    "return": 3,
+    "greedy_success": 3,
+    "greedy_length": 1,
     "steps_to_0.95": 0,
     "steps_to_0.99": 0,
-    "minutes_to_0.99": 1,
+    "seconds_to_0.95": 0,
+    "seconds_to_0.99": 0,
 }
 
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:
-    """One row for each finished run in `folder`, by environment, algorithm and seed."""
+    """One row for each finished run in `folder`, by environment, algorithm and seed.
+
+    Success with its 95% interval, length and return are those of the final evaluation on held-out episodes, with
+    sampled actions and with greedy ones; steps and seconds to a level are those of training.
+    """
     runs = []
     for file in folder.glob("*/summary.json"):
         summary = json.loads(file.read_text(encoding="utf-8"))
-        evaluation = summary["evaluation"] or {}
+        sampled, greedy = summary["evaluation"] or {}, summary.get("greedy_evaluation") or {}
         runs.append(
             {
-                "algo": summary["algo"],
+                "folder": file.parent,
                 "env": summary["env_id"],
-                "seed": summary["seed"],
-                "steps": summary["steps"],
-                "minutes": minutes(summary["seconds"]),
-                "success_rate": evaluation.get("success_rate"),
-                "success_ci_low": evaluation.get("success_ci_low"),
-                "success_ci_high": evaluation.get("success_ci_high"),
-                "mean_length": evaluation.get("mean_length"),
-                "steps_to_0.95": summary["steps_to_0.95"],
-                "steps_to_0.99": summary["steps_to_0.99"],
-                "minutes_to_0.99": minutes(summary["seconds_to_0.99"]),
+                "success": sampled.get("success_rate"),
+                "success_low": sampled.get("success_ci_low"),
+                "success_high": sampled.get("success_ci_high"),
+                "length": sampled.get("mean_length"),
+                "return": sampled.get("mean_return"),
+                "greedy_success": greedy.get("success_rate"),
+                "greedy_length": greedy.get("mean_length"),
+                **{name: summary[name] for name in COLUMNS if name in summary},
             }
         )
     return sorted(runs, key=lambda run: (run["env"], run["algo"], run["seed"]))
-
-
-def minutes(seconds: float | None) -> float | None:
-    return None if seconds is None else seconds / 60
 
 
 def with_medians(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -98,7 +100,7 @@ def main() -> None:
     rows = with_medians(read_runs(folder))
     print_table(rows)
     with open(folder / "summary.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(COLUMNS))
+        writer = csv.DictWriter(file, fieldnames=list(COLUMNS), extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -168,13 +168,13 @@ def test_sweep_makes_the_table(repository):
     assert [row["seed"] for row in table] == ["1", "2", "3", "median of 3"]
     assert {row["algo"] for row in table} == {"palmer"}
     first, median = table[0], table[-1]
-    assert (first["env"], first["steps"], first["minutes"]) == ("Maze-v0", "1000", "1.0")
-    assert (first["success_rate"], first["success_ci_low"], first["success_ci_high"]) == (
+    assert (first["env"], first["steps"], first["seconds"]) == ("Maze-v0", "1000", "60.0")
+    assert (first["success"], first["success_low"], first["success_high"]) == (
         "0.1",
         "0.05",
         "0.35",
     )
-    assert (median["steps"], median["minutes"], median["success_rate"]) == ("2000", "2.0", "0.2")
+    assert (median["steps"], median["seconds"], median["success"]) == ("2000", "120.0", "0.2")
     assert median["steps_to_0.95"] == "200"
     # Two of three never reached 0.99: the middle run did not.
     assert [row["steps_to_0.99"] for row in table] == ["500", "", "", ""]
@@ -188,7 +188,7 @@ def test_table_takes_runs_without_an_evaluation(repository):
     file.write_text(json.dumps({**json.loads(file.read_text()), "evaluation": None}))
     assert sweep(repository, SEEDS="1", ALGOS="palmer").returncode == 0
     table = list(csv.DictReader((repository / "runs/sweep/summary.csv").open()))
-    assert [row["success_rate"] for row in table] == ["", ""]
+    assert [row["success"] for row in table] == ["", ""]
 
 
 @pytest.mark.parametrize(

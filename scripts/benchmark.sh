@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Repeat the published experiments, JOBS runs at a time, one thread each:
+#
+#   JOBS=2 bash scripts/benchmark.sh main        # 3 agents x 4 mazes x 5 seeds
+#   JOBS=2 bash scripts/benchmark.sh ablations   # PALMER on two mazes, one thing changed at a time
+#   JOBS=2 bash scripts/benchmark.sh original    # the settings of the original publication, updated correctly
+#   JOBS=2 bash scripts/benchmark.sh larger      # trained on mazes of size 25 and 33
+#
+# Runs go to runs/PART/..., tables to results/PART/. The command can be repeated and goes on where it was cut, see
+# scripts/sweep.sh, whose ALGOS, ENVS and SEEDS hold here too.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/setup_env.sh
+
+part=${1:-}
+export JOBS=${JOBS:-2}
+export SEEDS=${SEEDS:-1 2 3 4 5}
+maze() { echo "MiniGrid-Memory$1-v0"; }
+
+setup_env requirements.txt
+export PYTHON
+
+sweep() { # experiment, then flags of the training scripts
+    local experiment=$1
+    shift
+    echo "== $part $experiment"
+    # A failed run is told of, and does not keep the others from running.
+    SWEEP_DIR="runs/$part${experiment:+/$experiment}" bash scripts/sweep.sh "$@" || failed=1
+}
+
+failed=0
+case $part in
+main)
+    sweep ""
+    ;;
+ablations)
+    export ALGOS=${ALGOS:-palmer}
+    export ENVS=${ENVS:-$(maze S11) $(maze S17Random)}
+    sweep no_memory --forget
+    sweep no_recall --recall-coef 0
+    sweep no_bonus --visit-bonus 0
+    sweep plain_ppo --recall-coef 0 --visit-bonus 0
+    sweep fixed_gate --fixed-gate 0.5
+    sweep gate_floor --gate-floor 0.2
+    sweep absolute_positions --positions absolute
+    sweep relu_head --hidden relu
+    ;;
+original)
+    export ENVS=${ENVS:-$(maze S13) $(maze S17Random)}
+    export SEEDS=${ORIGINAL_SEEDS:-1}
+    sweep plain_ppo --preset report
+    sweep with_aids --preset report --recall-coef 2 --visit-bonus 0.03
+    ;;
+larger)
+    export ENVS=${ENVS:-$(maze S25Random) $(maze S33Random)}
+    export SEEDS=${LARGER_SEEDS:-1 2 3}
+    sweep "" --max-episode-steps 192 --memory-length 192 --num-steps 64 --total-timesteps 2000000
+    ;;
+*)
+    echo "error: '$part': must be main, ablations, original or larger" >&2
+    exit 2
+    ;;
+esac
+
+"$PYTHON" scripts/collect_results.py "runs/$part" "results/$part"
+exit $failed

@@ -1,0 +1,82 @@
+"""Gather finished runs into the tables that the report is made of.
+
+    python scripts/collect_results.py runs/benchmark results/benchmark
+
+Every folder with a summary.json at any depth below the first folder is a run; the folders between them name its
+experiment ("" for runs/benchmark/RUN, "no_recall" for runs/ablations/no_recall/RUN). Writes, into the second folder,
+
+    runs.csv    a row for each run: the columns of sweep_table.py, threads, commit and command
+    curves.csv  a row for every STRIDE steps of each run: what training logged, averaged since the row before
+"""
+
+import csv
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import sweep_table
+
+STRIDE = 10_000  # environment steps
+CURVES = {  # column: logged name
+    "success": "train/success_rate",
+    "length": "charts/episodic_length",
+    "return": "charts/episodic_return",
+    "recall_loss": "losses/recall_loss",
+    "entropy": "losses/entropy",
+    "gate_mean": "gates/agf_value",
+    "gate_min": "gates/min_gate_value",
+    "gate_max": "gates/max_gate_value",
+    "gate_std": "gates/std_gate_value",
+    "ratio_error": "losses/first_minibatch_ratio_error",
+}
+
+
+def curve(metrics: Path) -> list[dict[str, Any]]:
+    """The rows of one run's metrics.jsonl, averaged over every STRIDE steps; the ratio error's row is its largest."""
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if "charts/SPS" in row]  # not those of evaluations alone
+    points, pending = [], []
+    for row in rows:
+        pending.append(row)
+        if row["step"] // STRIDE > (points[-1]["step"] if points else 0) // STRIDE or row is rows[-1]:
+            point = {"step": row["step"], "seconds": round(row["step"] / row["charts/SPS"], 1)}
+            for column, name in CURVES.items():
+                values = [value for r in pending if (value := r.get(name)) is not None]
+                average = max if column == "ratio_error" else lambda values: math.fsum(values) / len(values)
+                point[column] = f"{average(values):.4g}" if values else ""
+            points.append(point)
+            pending = []
+    return points
+
+
+def write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
+    with open(file, "w", newline="", encoding="utf-8") as opened:
+        writer = csv.DictWriter(opened, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"{file}: {len(rows)} rows")
+
+
+def main() -> None:
+    source, target = Path(sys.argv[1]), Path(sys.argv[2])
+    runs, curves = [], []
+    for folder in sorted({file.parent.parent for file in source.rglob("summary.json")}):
+        experiment = folder.relative_to(source).as_posix().removeprefix(".")
+        for row in sweep_table.read_runs(folder):
+            config = json.loads((row["folder"] / "config.json").read_text(encoding="utf-8"))
+            key = {"experiment": experiment, "algo": row["algo"], "env": row["env"], "seed": row["seed"]}
+            made_by = {"threads": config["threads"], "commit": config["versions"]["commit"]}
+            made_by["command"] = " ".join(["python", *config["command"].split(" ")[1:]])
+            runs.append(key | {name: row.get(name) for name in sweep_table.COLUMNS} | made_by)
+            curves += [key | point for point in curve(row["folder"] / "metrics.jsonl")]
+    if not runs:
+        sys.exit(f"error: {source}: holds no finished run (no summary.json)")
+    target.mkdir(parents=True, exist_ok=True)
+    write_csv(target / "runs.csv", runs)
+    write_csv(target / "curves.csv", curves)
+
+
+if __name__ == "__main__":
+    main()

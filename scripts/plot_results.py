@@ -1,0 +1,342 @@
+"""Make the report's figures and tables out of results/*/*.csv.
+
+    python scripts/plot_results.py
+
+Figures go to results/figures/. Tables replace what stands between <!-- table NAME --> and <!-- end --> in REPORT.md
+and README.md, so that no number there is typed by hand. A part of the study that has no results yet is left out.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from rliable import library as rly
+from rliable import metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVS = {
+    f"MiniGrid-Memory{name}-v0": name
+    for name in ("S11", "S13", "S13Random", "S17Random", "S21Random", "S25Random", "S33Random")
+}
+AGENTS = {"palmer": "PALMER", "lstm": "PPO-LSTM", "trxl": "PPO-TrXL"}
+COLORS = {"palmer": "#d1495b", "lstm": "#2e86ab", "trxl": "#6a994e"}
+# Mean episode length of the best possible policy with a view of 3x3 cells.
+OPTIMUM = {"S11": 14.0, "S13": 17.0, "S13Random": 12.8, "S17Random": 16.2}
+# Labels of the ablations, in the order of the table.
+ABLATIONS = {
+    "": "PALMER, nothing changed",
+    "no_memory": "memory emptied at every step",
+    "plain_ppo": "no recall, no bonus (plain PPO)",
+    "no_recall": "no recall",
+    "no_bonus": "no visit bonus",
+    "fixed_gate": "gate held at 0.5",
+    "gate_floor": "gate floor 0.2",
+    "absolute_positions": "absolute positions",
+    "relu_head": "heads with a ReLU layer",
+}
+ORIGINAL = {"plain_ppo": "as published: plain PPO", "with_aids": "with recall and visit bonus"}
+BOOTSTRAP_REPETITIONS = 2_000
+GUESSING = 0.5
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def read(part: str, name: str) -> pd.DataFrame | None:
+    """results/{part}/{name}.csv, or None if it is not there."""
+    file = ROOT / "results" / part / f"{name}.csv"
+    if not file.exists():
+        return None
+    table = pd.read_csv(file, keep_default_na=True)
+    if "experiment" in table:
+        table["experiment"] = table["experiment"].fillna("")
+    return table
+
+
+def by_seed(curves: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (P,) and values (seeds, P) of one agent on one environment; rows that not all seeds have are left out."""
+    table = curves.pivot(index="step", columns="seed", values=column).dropna()
+    return table.index.to_numpy(), table.to_numpy().T
+
+
+# ------------------------------------------------------------------------------------------------ figures
+
+
+def band(ax: Axes, steps: np.ndarray, values: np.ndarray, label: str, color: str | None = None) -> None:
+    """The median over seeds as a line, from the least to the largest seed shaded."""
+    (line,) = ax.plot(steps / 1e6, np.median(values, 0), color=color, label=label, lw=1.6)
+    ax.fill_between(steps / 1e6, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, lw=0)
+
+
+def panels(count: int, height: float = 3.0) -> tuple[plt.Figure, np.ndarray]:
+    figure, axes = plt.subplots(1, count, figsize=(3.1 * count, height), sharey=True, squeeze=False)
+    return figure, axes[0]
+
+
+def save(figure: plt.Figure, name: str) -> None:
+    folder = ROOT / "results" / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for ax in figure.axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(folder / f"{name}.png", dpi=130)
+    plt.close(figure)
+    print(f"results/figures/{name}.png")
+
+
+def plot_training(curves: pd.DataFrame, column: str, label: str, name: str) -> None:
+    """One panel for each environment, one line for each agent."""
+    envs = [env for env in ENVS if env in set(curves["env"])]
+    figure, axes = panels(len(envs))
+    for ax, env in zip(axes, envs, strict=True):
+        for algo, agent in AGENTS.items():
+            rows = curves[(curves["env"] == env) & (curves["algo"] == algo)]
+            if len(rows) and rows[column].notna().any():
+                band(ax, *by_seed(rows, column), agent, COLORS[algo])
+        if column == "success":
+            ax.axhline(GUESSING, color="grey", lw=0.8, ls=":")
+        elif column == "length" and ENVS[env] in OPTIMUM:
+            ax.axhline(OPTIMUM[ENVS[env]], color="grey", lw=0.8, ls=":")
+        ax.set(title=ENVS[env], xlabel="environment steps (millions)")
+    axes[0].set_ylabel(label)
+    if column == "length":
+        axes[0].set_ylim(0, 60)
+    axes[-1].legend(frameon=False)
+    save(figure, name)
+
+
+def plot_experiments(curves: pd.DataFrame, labels: dict[str, str], name: str) -> None:
+    """Success of PALMER against steps, one panel for each environment, one line for each experiment."""
+    envs = [env for env in ENVS if env in set(curves["env"])]
+    figure, axes = panels(len(envs) + 1, 3.4)
+    for ax, env in zip(axes, envs, strict=False):
+        for experiment, label in labels.items():
+            rows = curves[(curves["env"] == env) & (curves["experiment"] == experiment)]
+            if len(rows):
+                steps, values = by_seed(rows, "success")
+                ax.plot(steps / 1e6, np.median(values, 0), label=label, lw=1.4)
+        ax.axhline(GUESSING, color="grey", lw=0.8, ls=":")
+        ax.set(title=ENVS[env], xlabel="environment steps (millions)")
+    axes[0].set_ylabel("success, median over seeds")
+    axes[-1].axis("off")
+    axes[-1].legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="center left", fontsize=8)
+    save(figure, name)
+
+
+def plot_gate(curves: pd.DataFrame) -> None:
+    """Counterpart of the original's figure 5: mean of the gate against steps, and its spread over elements."""
+    rows = curves[curves["algo"] == "palmer"]
+    envs = [env for env in ENVS if env in set(rows["env"])]
+    figure, axes = panels(len(envs))
+    for ax, env in zip(axes, envs, strict=True):
+        here = rows[rows["env"] == env]
+        for column, label, color in (
+            ("gate_mean", "mean", COLORS["palmer"]),
+            ("gate_min", "least", "#999999"),
+            ("gate_max", "largest", "#444444"),
+        ):
+            band(ax, *by_seed(here, column), label, color)
+        ax.set(title=ENVS[env], xlabel="environment steps (millions)", ylim=(0, 1))
+    axes[0].set_ylabel("gate (1: Transformer, 0: LSTM)")
+    axes[-1].legend(frameon=False)
+    save(figure, "gate")
+
+
+# ------------------------------------------------------------------------------------------------ statistics
+
+
+def scores(runs: pd.DataFrame) -> dict[str, np.ndarray]:
+    """(seeds, environments) for each agent: the share of the budget that was left when 0.99 success was reached.
+
+    0 for a run that never reached it. Final success says nothing between agents that all solve everything.
+    """
+    result = {}
+    for algo in AGENTS:
+        table = runs[runs["algo"] == algo].copy()
+        table["score"] = (1 - table["steps_to_0.99"] / table["steps"]).fillna(0).clip(lower=0)
+        result[algo] = table.pivot(index="seed", columns="env", values="score").dropna().to_numpy()
+    return result
+
+
+def seconds_scores(runs: pd.DataFrame) -> dict[str, np.ndarray]:
+    """The same of the wall clock: seconds to 0.99, negated so that more is better; never is -infinity's stand-in."""
+    result = {}
+    for algo in AGENTS:
+        table = runs[runs["algo"] == algo].copy()
+        table["score"] = -table["seconds_to_0.99"].fillna(1e9)
+        result[algo] = table.pivot(index="seed", columns="env", values="score").dropna().to_numpy()
+    return result
+
+
+def interval(function, values: dict) -> tuple[dict, dict]:
+    """rliable's estimates with 95% stratified bootstrap intervals; the same at every call."""
+    return rly.get_interval_estimates(
+        values, function, reps=BOOTSTRAP_REPETITIONS, random_state=np.random.RandomState(0)
+    )
+
+
+def aggregates_table(runs: pd.DataFrame) -> list[list[str]]:
+    by_steps, by_seconds = scores(runs), seconds_scores(runs)
+    iqm, iqm_interval = interval(lambda x: np.array([metrics.aggregate_iqm(x)]), by_steps)
+    rows = [["", "IQM of the budget left at 0.99", "PALMER better, by steps", "PALMER better, by seconds"]]
+    for algo, agent in AGENTS.items():
+        row = [agent, f"{iqm[algo][0]:.3f} ({iqm_interval[algo][0, 0]:.3f} to {iqm_interval[algo][1, 0]:.3f})"]
+        for values in (by_steps, by_seconds):
+            if algo == "palmer":
+                row.append("")
+                continue
+            pair = {"pair": (values["palmer"], values[algo])}
+            probability, bounds = interval(metrics.probability_of_improvement, pair)
+            low, high = bounds["pair"].ravel()
+            row.append(f"{float(probability['pair']):.2f} ({low:.2f} to {high:.2f})")
+        rows.append(row)
+    return rows
+
+
+def plot_profiles(runs: pd.DataFrame) -> None:
+    """Share of runs that had reached 0.99 success after so many steps, and after so many seconds."""
+    figure, axes = panels(2)
+    for ax, column, scale, label in (
+        (axes[0], "steps_to_0.99", 1e6, "environment steps (millions)"),
+        (axes[1], "seconds_to_0.99", 1, "seconds (one thread)"),
+    ):
+        largest = runs[column].max()
+        tau = np.linspace(0, largest, 60)
+        values = {}
+        for algo in AGENTS:
+            table = runs[runs["algo"] == algo].pivot(index="seed", columns="env", values=column)
+            values[algo] = -table.fillna(1e12).to_numpy()
+        # rliable's profiles count scores above a threshold: less is better here, so both are negated.
+        profile, bounds = rly.create_performance_profile(values, -tau[::-1], reps=BOOTSTRAP_REPETITIONS)
+        for algo, agent in AGENTS.items():
+            ax.plot(tau / scale, profile[algo][::-1], color=COLORS[algo], label=agent)
+            low, high = (bound[::-1] for bound in bounds[algo])
+            ax.fill_between(tau / scale, low, high, color=COLORS[algo], alpha=0.15, lw=0)
+        ax.set(xlabel=label, ylim=(0, 1.02))
+    axes[0].set_ylabel("share of runs at 0.99")
+    axes[1].legend(frameon=False, loc="lower right")
+    save(figure, "profiles")
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def median(values: pd.Series) -> float:
+    """Missing values, of runs that never got there, count as infinitely late."""
+    return float(values.fillna(np.inf).median())
+
+
+def number(value: float, text: str) -> str:
+    return text.format(value) if np.isfinite(value) else "never"
+
+
+def main_table(runs: pd.DataFrame) -> list[list[str]]:
+    header = ["environment", "shortest", "agent", "runs at 0.99", "success: median (least)", "greedy", "length"]
+    rows = [[*header, "greedy", "steps to 0.95", "steps to 0.99", "seconds to 0.99", "minutes of a run"]]
+    for (env, algo), group in groups(runs):
+        rows.append(
+            [
+                ENVS[env],
+                str(OPTIMUM.get(ENVS[env], "")),
+                AGENTS[algo],
+                f"{(group['success'] >= 0.99).sum()} of {len(group)}",
+                f"{group['success'].median():.3f} ({group['success'].min():.3f})",
+                f"{group['greedy_success'].median():.3f} ({group['greedy_success'].min():.3f})",
+                f"{group['length'].median():.1f}",
+                f"{group['greedy_length'].median():.1f}",
+                number(median(group["steps_to_0.95"]) / 1e6, "{:.2f}M"),
+                number(median(group["steps_to_0.99"]) / 1e6, "{:.2f}M"),
+                number(median(group["seconds_to_0.99"]), "{:.0f}"),
+                f"{group['seconds'].median() / 60:.1f}",
+            ]
+        )
+    return rows
+
+
+def experiments_table(runs: pd.DataFrame, labels: dict[str, str], agents: bool) -> list[list[str]]:
+    header = ["", "environment", *(["agent"] if agents else []), "seeds", "runs at 0.99", "success: median (least)"]
+    rows = [[*header, "length", "steps to 0.95", "steps to 0.99"]]
+    for experiment, label in labels.items():
+        for (env, algo), group in groups(runs[runs["experiment"] == experiment]):
+            rows.append(
+                [
+                    label,
+                    ENVS[env],
+                    *([AGENTS[algo]] if agents else []),
+                    str(len(group)),
+                    str((group["success"] >= 0.99).sum()),
+                    f"{group['success'].median():.3f} ({group['success'].min():.3f})",
+                    f"{group['length'].median():.1f}",
+                    number(median(group["steps_to_0.95"]) / 1e6, "{:.2f}M"),
+                    number(median(group["steps_to_0.99"]) / 1e6, "{:.2f}M"),
+                ]
+            )
+    return rows
+
+
+def groups(runs: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
+    """Runs by environment and agent, in the order of ENVS and AGENTS."""
+    for env in ENVS:
+        for algo in AGENTS:
+            group = runs[(runs["env"] == env) & (runs["algo"] == algo)]
+            if len(group):
+                yield (env, algo), group
+
+
+def markdown(rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def replace_table(name: str, table: str) -> None:
+    """Put the table between its marks in REPORT.md and README.md."""
+    pattern = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    for document in ("REPORT.md", "README.md"):
+        file = ROOT / document
+        if file.exists():
+            text = file.read_text(encoding="utf-8")
+            file.write_text(pattern.sub(lambda match: match[1] + table + "\n" + match[2], text), encoding="utf-8")
+
+
+def main() -> None:
+    runs, curves = read("main", "runs"), read("main", "curves")
+    if runs is None:
+        sys.exit("error: results/main/runs.csv is missing; make it with: bash scripts/benchmark.sh main")
+    plot_training(curves, "success", "success of the last 500 episodes", "success")
+    plot_training(curves, "length", "episode length", "length")
+    plot_training(curves, "return", "episode return", "return")
+    plot_gate(curves)
+    plot_profiles(runs)
+    replace_table("main", markdown(main_table(runs)))
+    replace_table("aggregates", markdown(aggregates_table(runs)))
+
+    if (ablated := read("ablations", "runs")) is not None:
+        unchanged = (runs["algo"] == "palmer") & runs["env"].isin(ablated["env"])
+        table = pd.concat([runs[unchanged], ablated])
+        replace_table("ablations", markdown(experiments_table(table, ABLATIONS, agents=False)))
+        unchanged = (curves["algo"] == "palmer") & curves["env"].isin(ablated["env"])
+        plot_experiments(pd.concat([curves[unchanged], read("ablations", "curves")]), ABLATIONS, "ablations")
+
+    if (original := read("original", "runs")) is not None:
+        replace_table("original", markdown(experiments_table(original, ORIGINAL, agents=True)))
+        for experiment in ORIGINAL:
+            rows = read("original", "curves")
+            rows = rows[rows["experiment"] == experiment]
+            if len(rows):
+                plot_training(rows, "success", "success of the last 500 episodes", f"original_{experiment}")
+
+    if (larger := read("larger", "runs")) is not None:
+        replace_table("larger", markdown(experiments_table(larger, {"": ""}, agents=True)))
+        plot_training(read("larger", "curves"), "success", "success of the last 500 episodes", "larger")
+
+
+if __name__ == "__main__":
+    main()
