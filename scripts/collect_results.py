@@ -16,7 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import sweep_table
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts import sweep_table
 
 STRIDE = 10_000  # environment steps
 CURVES = {  # column: logged name

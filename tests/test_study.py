@@ -1,0 +1,186 @@
+"""The study's scripts: the search, the tables of results, the report's tables, published checkpoints, the gate."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pandas as pd
+
+import evaluate
+import ppo_lstm
+import ppo_palmer
+from scripts import collect_results, measure_gate, plot_results, publish_checkpoints, tune
+
+ROOT = Path(__file__).resolve().parent.parent
+SHORT = {"env_id": "MiniGrid-MemoryS5-v0", "num_envs": 8, "num_steps": 16, "num_minibatches": 2, "width": 16}
+SHORT |= {"cuda": False, "eval_every": 0, "final_eval_episodes": 4, "obs_mode": "symbolic"}
+
+
+# ---------------------------------------------------------------------------------------------- collecting
+
+
+def write_run(folder, algo="palmer", seed=1, rows=()):
+    folder.mkdir(parents=True)
+    summary = {"algo": algo, "env_id": "MiniGrid-MemoryS11-v0", "seed": seed, "steps": 40_000, "seconds": 9.0}
+    summary |= {"steps_to_0.95": 20_000, "seconds_to_0.95": 4.0, "steps_to_0.99": None, "seconds_to_0.99": None}
+    evaluation = {"success_rate": 0.97, "success_ci_low": 0.96, "success_ci_high": 0.98, "mean_length": 15.0}
+    summary["evaluation"] = evaluation | {"mean_return": 0.9}
+    summary["greedy_evaluation"] = evaluation | {"success_rate": 0.99, "mean_length": 14.5}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    config = {"threads": 1, "versions": {"commit": "abc"}, "command": "/home/me/python ppo_palmer.py --seed 1"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def logged(step, success, ratio_error=1e-7):
+    names = {"train/success_rate": success, "losses/first_minibatch_ratio_error": ratio_error}
+    return {"step": step, "charts/SPS": 1000.0, **names}
+
+
+def test_results_are_collected_by_experiment(tmp_path, monkeypatch):
+    rows = [logged(4_000, 0.1), logged(8_000, 0.2, 5e-7), logged(12_000, 0.6), logged(16_000, 0.5)]
+    rows.append({"step": 16_000, "evals/success_rate": 0.4})
+    write_run(tmp_path / "runs/plain", rows=rows)
+    write_run(tmp_path / "runs/no_recall/one", seed=2, rows=rows[:1])
+    (tmp_path / "runs/unfinished").mkdir()
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "runs"), str(tmp_path / "out")])
+    collect_results.main()
+    runs = list(csv.DictReader((tmp_path / "out/runs.csv").open()))
+    assert [(run["experiment"], run["seed"]) for run in runs] == [("", "1"), ("no_recall", "2")]
+    assert (runs[0]["success"], runs[0]["greedy_success"], runs[0]["greedy_length"]) == ("0.97", "0.99", "14.5")
+    assert (runs[0]["steps_to_0.95"], runs[0]["steps_to_0.99"]) == ("20000", "")
+    assert (runs[0]["command"], runs[0]["commit"]) == ("python ppo_palmer.py --seed 1", "abc")
+    curves = list(csv.DictReader((tmp_path / "out/curves.csv").open()))
+    # 4k, 8k and 12k are averaged: the first row after 10k steps ends them.
+    assert [(row["step"], row["success"], row["seconds"]) for row in curves[:2]] == [
+        ("12000", "0.3", "12.0"),
+        ("16000", "0.5", "16.0"),
+    ]
+    assert curves[0]["ratio_error"] == "5e-07", "the largest, not the mean"
+    assert len(curves) == 3
+
+
+def test_nothing_to_collect_is_an_error(tmp_path):
+    command = [sys.executable, ROOT / "scripts/collect_results.py", tmp_path, tmp_path / "out"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1 and "holds no finished run" in result.stderr
+
+
+# ---------------------------------------------------------------------------------------------- the report
+
+
+def some_runs():
+    rows = []
+    for algo, steps in (("palmer", 200_000), ("lstm", 400_000), ("trxl", math.nan)):
+        for env in ("MiniGrid-MemoryS11-v0", "MiniGrid-MemoryS17Random-v0"):
+            for seed in (1, 2, 3):
+                row = {"experiment": "", "algo": algo, "env": env, "seed": seed, "steps": 1_000_000, "seconds": 90.0}
+                row |= {"success": 0.9 + 0.03 * seed, "greedy_success": 1.0, "length": 15.0, "greedy_length": 14.5}
+                row |= {"steps_to_0.95": 150_000, "steps_to_0.99": steps + seed, "seconds_to_0.99": 10 * seed}
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def test_main_table_counts_solved_runs_and_takes_medians():
+    table = plot_results.main_table(some_runs())
+    assert table[1][:5] == ["S11", "14.0", "PALMER", "1 of 3", "0.960 (0.930)"]
+    assert table[1][-3:] == ["0.20M", "20", "1.5"]
+    assert table[3][2] == "PPO-TrXL" and table[3][-3] == "never"
+    assert [row[0] for row in table[1:]] == ["S11"] * 3 + ["S17Random"] * 3
+
+
+def test_scores_are_the_budget_left_and_zero_for_never():
+    scores = plot_results.scores(some_runs())
+    np.testing.assert_allclose(scores["palmer"], 0.8, atol=1e-4)
+    assert scores["palmer"].shape == (3, 2)
+    assert (scores["trxl"] == 0).all()
+
+
+def test_aggregates_know_who_is_better(monkeypatch):
+    monkeypatch.setattr(plot_results, "BOOTSTRAP_REPETITIONS", 50)
+    table = plot_results.aggregates_table(some_runs())
+    assert table[1][1].startswith("0.800")
+    assert table[2][2].startswith("1.00") and table[3][2].startswith("1.00"), "fewer steps in every run"
+    assert table[2][3].startswith("0.50"), "the same seconds"
+
+
+def test_tables_in_documents_are_replaced_where_marked(tmp_path, monkeypatch):
+    monkeypatch.setattr(plot_results, "ROOT", tmp_path)
+    (tmp_path / "REPORT.md").write_text("a\n<!-- table x -->\nold\n<!-- end -->\nb\n<!-- table y -->\n<!-- end -->\n")
+    plot_results.replace_table("x", plot_results.markdown([["h", "i"], ["1", "2"]]))
+    assert (tmp_path / "REPORT.md").read_text() == (
+        "a\n<!-- table x -->\n| h | i |\n|---|---|\n| 1 | 2 |\n<!-- end -->\nb\n<!-- table y -->\n<!-- end -->\n"
+    )
+
+
+# ---------------------------------------------------------------------------------------------- the search
+
+
+def test_search_runs_all_agents_goes_on_and_gives_up_bad_trials(tmp_path, monkeypatch):
+    calls = []
+
+    def train(algo, env_id, seed, settings, total_timesteps):
+        calls.append((algo, env_id, seed))
+        return float(seed - tune.FIRST_SEED)  # every trial worse than the one before
+
+    monkeypatch.setattr(tune, "train", train)
+    options = tune.Options(study=tmp_path / "search/journal.log", trials=4)
+    tune.main(options)
+    assert len(calls) == 4 * 6 and set(calls[:6]) == {(a, e, 1000) for a in tune.ALGOS for e in tune.ENVS}
+    tune.main(tune.Options(study=options.study, trials=2))
+    assert len(calls) == 4 * 6 + 2, "the fifth and sixth trial end after their first run"
+    storage = tune.JournalStorage(tune.JournalFileBackend(str(options.study)))
+    trials = optuna.load_study(study_name=tune.STUDY_NAME, storage=storage).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 4 + ["PRUNED"] * 2
+    assert trials[0].params == tune.DEFAULTS
+    assert not {1, 2, 3, 4, 5} & {seed for _, _, seed in calls}, "the published seeds are not searched on"
+
+
+def test_a_run_that_does_not_get_there_counts_twice_its_steps():
+    flags = {"num_envs": 8, "num_steps": 16, "num_minibatches": 2, "width": 16, "obs_mode": "symbolic"}
+    value = tune.train("lstm", "MiniGrid-MemoryS5-v0", 1000, flags, 2048)
+    steps = math.log2(2 * 2048 / 100_000)
+    seconds = 2 * value - steps  # log2 of seconds / 30
+    assert 0 < 30 * 2**seconds < 60
+
+
+def test_a_run_is_judged_when_it_first_gets_there(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    assert tune.steps_and_seconds(file) is None
+    rows = [logged(2_000, 1.0), logged(30_000, 0.94)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert tune.steps_and_seconds(file) is None, "the first few episodes do not count"
+    rows += [logged(40_000, 0.96), logged(50_000, 0.99)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 60')
+    assert tune.steps_and_seconds(file) == (40_000, 40.0)
+
+
+# ------------------------------------------------------------------------------------- published checkpoints
+
+
+def test_published_checkpoints_play_as_the_whole_ones(tmp_path, capsys):
+    run = tmp_path / "runs/lstm__MiniGrid-MemoryS5-v0__s1"
+    args = ppo_lstm.Args(**SHORT, total_timesteps=256, run_dir=str(run))
+    expected = ppo_lstm.main(args)["evaluation"]
+    publish_checkpoints.main(publish_checkpoints.Options(tmp_path / "runs", tmp_path / "pretrained"))
+    file = tmp_path / "pretrained/lstm__MiniGrid-MemoryS5-v0.pt"
+    assert file.stat().st_size < run.joinpath("checkpoint.pt").stat().st_size / 2
+    assert str(tmp_path).encode() not in file.read_bytes(), "no word of where it was made"
+    assert evaluate.main(evaluate.Args(checkpoint=str(file), episodes=4)) == expected
+
+
+def test_gate_is_measured_by_phase(tmp_path):
+    run = tmp_path / "run"
+    ppo_palmer.main(ppo_palmer.Args(**SHORT, total_timesteps=256, run_dir=str(run), fixed_gate=0.25))
+    out = tmp_path / "gate.csv"
+    measure_gate.main(measure_gate.Options((run / "checkpoint.pt",), out, episodes=5))
+    rows = list(csv.DictReader(out.open()))
+    assert {row["phase"] for row in rows} <= set(measure_gate.PHASES)
+    assert rows[0]["phase"] == "before the cue"
+    assert {row["mean"] for row in rows} == {"0.25"}
+    assert sum(int(row["steps"]) for row in rows) > 5
