@@ -13,7 +13,8 @@ Needs requirements-plots.txt. Every configuration trains in a process of its own
    are computed a second time. Element by element operations do not count;
 3. iterations until --seconds are over, one at least. The one with the median duration is reported. Phases are
    timed by wrapping the functions while they run; on a GPU that waits for it before and after each;
-4. fp32 products of 2048 x 2048 matrices, once more before the first configuration. The utilisation is the share
+4. on a CPU, one more epoch under PyTorch's profiler: where the time of an update goes, by kind of operation;
+5. fp32 products of 2048 x 2048 matrices, once more before the first configuration. The utilisation is the share
    that the training reaches of their median rate, from just before and after it.
 
 The policy is untrained and plays at random, so episodes are long: most run into their limit. A trained agent's
@@ -57,6 +58,12 @@ LONG_ENV_ID = "MiniGrid-MemoryS25-v0"  # its own limit is 3,125 steps
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MATRIX_SIZE = 2048
 NAMES = {"palmer": "PALMER", "lstm": "PPO-LSTM", "trxl": "PPO-TrXL"}
+# Operations that do the arithmetic, by the ends of their names; all others move, combine or reduce elements.
+KINDS = {
+    "matrix products": ("::mm", "::addmm", "::bmm", "::baddbmm"),
+    "convolutions": ("::mkldnn_convolution", "::convolution_backward", "::_slow_conv2d_forward"),
+    "attention": ("_attention_for_cpu", "_attention_for_cpu_backward"),
+}
 PHASES = ("environment", "policy in the rollout", "rest of the rollout", "advantages", "update")
 
 
@@ -140,6 +147,8 @@ def make_agent(configuration: Configuration) -> Agent:
     )
     table = envs.observations
     policy = script.make_agent(args, table.space, envs.action_space, table.capacity).to(DEVICE)
+    if DEVICE.type == "cuda":
+        policy.fix_shapes()
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     return Agent(script, args, envs, policy, optimizer)
 
@@ -166,6 +175,7 @@ def measure_agent(
         finished.append(batch.episode[batch.done])
     peak = peak_memory()
     gpu_peak = torch.cuda.max_memory_allocated() / 1e6 if DEVICE.type == "cuda" else None
+    by_kind = None if DEVICE.type == "cuda" else profile_minibatch(agent, batch)
 
     rates_after = matrix_flops_per_second()
     matrix_rate = statistics.median(rates_before + rates_after)
@@ -183,6 +193,7 @@ def measure_agent(
         "steps_per_second": steps_per_second,
         "microseconds_per_step": {phase: 1e6 * time / steps for phase, time in median.items()},
         "flops_per_step": flops,
+        "minibatch_ms_by_kind": by_kind,
         "matrix_flops_per_second": matrix_rate,
         "utilisation": sum(flops.values()) * steps_per_second / matrix_rate,
         "peak_memory_mb": peak / 1e6,
@@ -223,6 +234,31 @@ def count_flops(agent: Agent, carry: Any) -> tuple[dict[str, float], Any]:
         "update": args.update_epochs * in_epoch.get_total_flops() / steps,
     }
     return flops, carry
+
+
+def profile_minibatch(agent: Agent, batch: Any) -> dict[str, float]:
+    """Milliseconds of one minibatch by kind of operation, averaged over an epoch.
+
+    "between operations" is the time in which none ran: Python, autograd's bookkeeping and the profiler itself, which
+    makes an epoch somewhat longer than it is without.
+    """
+    script, args, envs, policy, optimizer = agent
+    one_epoch = dataclasses.replace(args, update_epochs=1)
+    began = time.perf_counter()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
+        script.update(one_epoch, policy, optimizer, envs.observations, batch, args.ent_coef)
+        seconds = time.perf_counter() - began
+    total: Counter[str] = Counter()
+    for event in profile.key_averages():
+        kinds = [kind for kind, ends in KINDS.items() if event.key.endswith(ends)]
+        kind = kinds[0] if kinds else "element by element" if event.key.startswith("aten::") else None
+        if kind:
+            total[kind] += event.self_cpu_time_total / 1e6
+    total["between operations"] = seconds - sum(total.values())
+    return {
+        kind: 1e3 * total[kind] / args.num_minibatches
+        for kind in (*KINDS, "element by element", "between operations")
+    }
 
 
 def flop_counter() -> FlopCounterMode:
@@ -388,6 +424,18 @@ def print_agents(rows: list[dict[str, Any]], names: list[str]) -> None:
     print_table(header, lines)
 
 
+def print_kinds(rows: list[dict[str, Any]], names: list[str]) -> None:
+    """Where the time of a minibatch goes, in ms; nothing on a GPU."""
+    if rows[0]["minibatch_ms_by_kind"] is None:
+        return
+    kinds = list(rows[0]["minibatch_ms_by_kind"])
+    body = [
+        [name, *(f"{row['minibatch_ms_by_kind'][kind]:.1f}" for kind in kinds)]
+        for name, row in zip(names, rows, strict=True)
+    ]
+    print_table(["ms of a minibatch (profiled)", *kinds], body)
+
+
 def plot_speed(rows: list[dict[str, Any]], machine: dict[str, Any], file: Path) -> None:
     """Time per environment step by phase, and utilisation; a row of panels for each preset."""
     import matplotlib.pyplot as plt
@@ -504,7 +552,9 @@ def main(options: Options) -> None:
         return
     agents = measure_all(CONFIGURATIONS, options.seconds)
     environments = [in_fresh_process(measure_environments, *which, 1.0) for which in ENVIRONMENTS]
-    print_agents(agents, [f"{row['preset']}: {label(row)}" for row in agents])
+    names = [f"{row['preset']}: {label(row)}" for row in agents]
+    print_agents(agents, names)
+    print_kinds(agents, names)
     print_table(
         ["environments alone", "N", "steps/s"],
         [[row["backend"], f"{row['num_envs']:,}", f"{row['steps_per_second']:,.0f}"] for row in environments],

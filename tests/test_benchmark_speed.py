@@ -1,6 +1,7 @@
 """scripts/benchmark_speed.py: it counts, times and separates what it says, and writes all its files."""
 
 import json
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -57,7 +58,7 @@ def flops_by_hand(
     lstm = layers * (2 * D * 4 * D + 2 * D * 4 * D)  # of the input, of h
     transformer = layers * (2 * D * 3 * D + 2 * D * D + 2 * 2 * D * 2 * D)  # q k v, output, feed-forward of 2 D
     gate = 2 * 2 * D * D
-    heads = 2 * D * D + 2 * D * 7 + 2 * D  # hidden layer, 7 actions, value
+    heads = 2 * D * 2 * D + 2 * D * 7 + 2 * D  # hidden layer of products, 7 actions, value
     step = heads
     step += lstm if algo != "trxl" else 0
     step += transformer if algo != "lstm" else 0
@@ -206,3 +207,15 @@ def test_a_folder_that_cannot_be_written_is_told_before_measuring(tmp_path):
     file.touch()
     with pytest.raises(InputError, match="--out"):
         benchmark_speed.main(Options(out=file))
+
+
+def test_the_time_of_a_minibatch_is_split_by_kind_of_operation():
+    agent = benchmark_speed.make_agent(tiny("palmer"))
+    carry = agent.script.first_carry(agent.policy, agent.envs)
+    batch, _ = agent.script.rollout(agent.args, agent.policy, agent.envs, carry, 0.0)
+    began = time.perf_counter()
+    milliseconds = benchmark_speed.profile_minibatch(agent, batch)
+    whole = 1e3 * (time.perf_counter() - began)
+    assert set(milliseconds) == {*benchmark_speed.KINDS, "element by element", "between operations"}
+    assert all(value > 0 for value in milliseconds.values())
+    assert sum(milliseconds.values()) * TINY["num_minibatches"] < whole
