@@ -100,7 +100,7 @@ class Args:
     max_episode_steps: int | None = None
     """episode limit in steps; 0: the environment's own; not given: 96 for MiniGrid Memory, its own elsewhere"""
 
-    total_timesteps: int = 1_000_000
+    total_timesteps: int = 750_000
     """environment steps of the whole run"""
     num_envs: int = 64
     """N, environments played at once"""
@@ -126,7 +126,7 @@ class Args:
     """PPO's clipping range of the probability ratio"""
     clip_vloss: bool = False
     """clip the value loss by the same range"""
-    ent_coef: float = 0.01
+    ent_coef: float = 0.015
     """entropy coefficient at the start"""
     final_ent_coef: float | None = 1e-3
     """entropy coefficient at the end of annealing; None: constant"""
@@ -136,7 +136,7 @@ class Args:
     """largest norm of the gradient"""
     target_kl: float | None = None
     """stop a rollout's epochs once the approximate KL divergence exceeds this"""
-    recall_coef: float = 1.0
+    recall_coef: float = 2.0
     """coefficient of the recall loss: predict from memory which observations this episode has shown (0: off)"""
     visit_bonus: float = 0.03
     """reward for an observation that is new in its episode, times the share of recent episodes that did not show
