@@ -122,6 +122,8 @@ class Args:
     """lambda of generalised advantage estimation"""
     norm_adv: bool = True
     """normalise the advantages of each rollout"""
+    adv_floor: float = 0.1
+    """least standard deviation to divide by: below it, advantages are left as small as the noise that they then are"""
     clip_coef: float = 0.2
     """PPO's clipping range of the probability ratio"""
     clip_vloss: bool = False
@@ -434,7 +436,8 @@ def update(
     advantage, returns = advantages(args, batch)
     if args.norm_adv:
         advantage = advantage - mean_over_processes(advantage.mean())
-        advantage = advantage / (mean_over_processes(advantage.square().mean()).sqrt() + 1e-8)
+        std = mean_over_processes(advantage.square().mean()).sqrt()
+        advantage = advantage / std.clamp_min(args.adv_floor)
     ent_coef = torch.tensor(ent_coef, device=advantage.device)
     count = table.count if table.distinct else 0
     rows = []
