@@ -123,7 +123,7 @@ class Args:
     norm_adv: bool = True
     """normalise the advantages of each rollout"""
     adv_floor: float = 0.1
-    """least standard deviation to divide by: below it, advantages are left as small as the noise that they then are"""
+    """least standard deviation to divide by; below it advantages are mostly noise, and stay as small as they are"""
     clip_coef: float = 0.2
     """PPO's clipping range of the probability ratio"""
     clip_vloss: bool = False
