@@ -5,6 +5,7 @@
 #   JOBS=2 bash scripts/benchmark.sh ablations   # PALMER on two mazes, one thing changed at a time
 #   JOBS=2 bash scripts/benchmark.sh original    # the settings of the original publication, updated correctly
 #   JOBS=2 bash scripts/benchmark.sh larger      # trained on mazes of size 25 and 33
+#   bash scripts/benchmark.sh generalise         # after main: trained on S17Random, played on larger mazes
 #
 # Runs go to runs/PART/..., tables to results/PART/. The command can be repeated and goes on where it was cut, see
 # scripts/sweep.sh, whose ALGOS, ENVS and SEEDS hold here too.
@@ -56,8 +57,20 @@ larger)
     export SEEDS=${LARGER_SEEDS:-1 2 3}
     sweep "" --max-episode-steps 192 --memory-length 192 --num-steps 64 --total-timesteps 2000000
     ;;
+generalise)
+    mkdir -p results/generalise
+    : >results/generalise/runs.jsonl
+    export OMP_NUM_THREADS=1
+    for checkpoint in runs/main/*S17Random*/checkpoint.pt; do
+        for size in 17 21 25 33; do # with the step limit of 96 scaled by size
+            "$PYTHON" evaluate.py --checkpoint "$checkpoint" --env-id "MiniGrid-MemoryS${size}Random-v0" \
+                --max-episode-steps $((96 * size / 17)) --episodes 300 --json | tee -a results/generalise/runs.jsonl
+        done
+    done
+    exit
+    ;;
 *)
-    echo "error: '$part': must be main, ablations, original or larger" >&2
+    echo "error: '$part': must be main, ablations, original, larger or generalise" >&2
     exit 2
     ;;
 esac

@@ -282,6 +282,20 @@ def experiments_table(runs: pd.DataFrame, labels: dict[str, str], agents: bool) 
     return rows
 
 
+def generalise_table(played: pd.DataFrame) -> list[list[str]]:
+    """Success and length of each agent on each size, median (least) over its checkpoints."""
+    sizes = [env for env in ENVS if env in set(played["env_id"])]
+    rows = [["trained on S17Random, playing", *(ENVS[env] for env in sizes)]]
+    for algo, agent in AGENTS.items():
+        cells = []
+        for env in sizes:
+            group = played[(played["env_id"] == env) & (played["algo"] == algo)]
+            success, length = group["success_rate"], group["mean_length"]
+            cells.append(f"{success.median():.3f} ({success.min():.3f}), {length.median():.1f} steps")
+        rows.append([f"{agent}, {len(group)} seeds", *cells])
+    return rows
+
+
 def groups(runs: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
     """Runs by environment and agent, in the order of ENVS and AGENTS."""
     for env in ENVS:
@@ -332,6 +346,10 @@ def main() -> None:
             rows = rows[rows["experiment"] == experiment]
             if len(rows):
                 plot_training(rows, "success", "success of the last 500 episodes", f"original_{experiment}")
+
+    file = ROOT / "results" / "generalise" / "runs.jsonl"
+    if file.exists():
+        replace_table("generalise", markdown(generalise_table(pd.read_json(file, lines=True))))
 
     if (larger := read("larger", "runs")) is not None:
         replace_table("larger", markdown(experiments_table(larger, {"": ""}, agents=True)))
