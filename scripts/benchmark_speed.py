@@ -13,7 +13,7 @@ Needs requirements-plots.txt. Every configuration trains in a process of its own
    are computed a second time. Element by element operations do not count;
 3. iterations until --seconds are over, one at least. The one with the median duration is reported. Phases are
    timed by wrapping the functions while they run; on a GPU that waits for it before and after each;
-4. on a CPU, one more epoch under PyTorch's profiler: where the time of an update goes, by kind of operation;
+4. on a CPU, one more minibatch under PyTorch's profiler: where its time goes, by kind of operation;
 5. fp32 products of 2048 x 2048 matrices, once more before the first configuration. The utilisation is the share
    that the training reaches of their median rate, from just before and after it.
 
@@ -237,28 +237,32 @@ def count_flops(agent: Agent, carry: Any) -> tuple[dict[str, float], Any]:
 
 
 def profile_minibatch(agent: Agent, batch: Any) -> dict[str, float]:
-    """Milliseconds of one minibatch by kind of operation, averaged over an epoch.
+    """Milliseconds of the first minibatch by kind of operation.
 
     "between operations" is the time in which none ran: Python, autograd's bookkeeping and the profiler itself, which
-    makes an epoch somewhat longer than it is without.
+    makes it somewhat longer than it is without.
     """
     script, args, envs, policy, optimizer = agent
-    one_epoch = dataclasses.replace(args, update_epochs=1)
-    began = time.perf_counter()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
-        script.update(one_epoch, policy, optimizer, envs.observations, batch, args.ent_coef)
-        seconds = time.perf_counter() - began
     total: Counter[str] = Counter()
-    for event in profile.key_averages():
-        kinds = [kind for kind, ends in KINDS.items() if event.key.endswith(ends)]
-        kind = kinds[0] if kinds else "element by element" if event.key.startswith("aten::") else None
-        if kind:
-            total[kind] += event.self_cpu_time_total / 1e6
-    total["between operations"] = seconds - sum(total.values())
-    return {
-        kind: 1e3 * total[kind] / args.num_minibatches
-        for kind in (*KINDS, "element by element", "between operations")
-    }
+
+    def step(*inputs: Any) -> Any:
+        if total:
+            return script.minibatch_step(*inputs)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
+            began = time.perf_counter()
+            losses = script.minibatch_step(*inputs)
+            milliseconds = 1e3 * (time.perf_counter() - began)
+        for event in profile.key_averages():
+            kinds = [kind for kind, ends in KINDS.items() if event.key.endswith(ends)]
+            kind = kinds[0] if kinds else "element by element" if event.key.startswith("aten::") else None
+            if kind:
+                total[kind] += event.self_cpu_time_total / 1e3
+        total["between operations"] = milliseconds - sum(total.values())
+        return losses
+
+    one_epoch = dataclasses.replace(args, update_epochs=1)
+    script.update(one_epoch, policy, optimizer, envs.observations, batch, args.ent_coef, step)
+    return {kind: total[kind] for kind in (*KINDS, "element by element", "between operations")}
 
 
 def flop_counter() -> FlopCounterMode:

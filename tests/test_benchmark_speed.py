@@ -218,4 +218,4 @@ def test_the_time_of_a_minibatch_is_split_by_kind_of_operation():
     whole = 1e3 * (time.perf_counter() - began)
     assert set(milliseconds) == {*benchmark_speed.KINDS, "element by element", "between operations"}
     assert all(value > 0 for value in milliseconds.values())
-    assert sum(milliseconds.values()) * TINY["num_minibatches"] < whole
+    assert sum(milliseconds.values()) < whole
