@@ -105,16 +105,16 @@ def growth_configurations() -> dict[str, list[Configuration]]:
     def palmer(**flags: Any) -> Configuration:
         return Configuration("palmer", "default", flags)
 
-    lengths = [2**k for k in range(5, 12)]
+    lengths = [32, 128, 512, 2048]
     short = {"num_envs": 16, "num_steps": 512}
     long = {**short, "env_id": LONG_ENV_ID, "max_episode_steps": 0}
     return {
         "memory_length": [palmer(memory_length=m, **flags) for flags in (short, long) for m in lengths],
         "num_envs": [
             palmer(num_envs=n, num_steps=max(8, 8192 // n), num_minibatches=min(4, n))
-            for n in (1, 4, 16, 64, 256, 1024, 4096)
+            for n in (1, 8, 64, 512, 4096)
         ],
-        "width": [palmer(width=d) for d in (64, 128, 256, 384, 512, 768)],
+        "width": [palmer(width=d) for d in (64, 128, 256, 384, 768)],
     }
 
 
