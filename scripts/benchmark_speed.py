@@ -111,8 +111,7 @@ def growth_configurations() -> dict[str, list[Configuration]]:
     return {
         "memory_length": [palmer(memory_length=m, **flags) for flags in (short, long) for m in lengths],
         "num_envs": [
-            palmer(num_envs=n, num_steps=max(8, 8192 // n), num_minibatches=min(4, n))
-            for n in (1, 8, 64, 512, 4096)
+            palmer(num_envs=n, num_steps=max(8, 8192 // n), num_minibatches=min(4, n)) for n in (1, 8, 64, 512, 4096)
         ],
         "width": [palmer(width=d) for d in (64, 128, 256, 384, 768)],
     }

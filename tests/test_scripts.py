@@ -38,6 +38,10 @@ summary = {
                    "mean_length": 14.0},
 }
 json.dump(summary, open(os.path.join(folder, "summary.json"), "w"))
+config = {"threads": 1, "versions": {"commit": "abc"}, "command": " ".join([sys.executable, *sys.argv])}
+json.dump(config, open(os.path.join(folder, "config.json"), "w"))
+with open(os.path.join(folder, "metrics.jsonl"), "w") as metrics:
+    metrics.write(json.dumps({"step": 1000 * seed, "charts/SPS": 1.0}) + "\\n")
 """
 
 
@@ -124,12 +128,12 @@ def test_sweep_lists_failed_runs_and_goes_on_with_the_others(repository):
     assert "2 runs are unfinished" in result.stderr
     assert (repository / "runs/sweep/lstm__Maze-v0__s2/summary.json").exists()
 
-    (repository / "runs/sweep/palmer__Maze-v0__s1/config.json").touch()  # no checkpoint: starts afresh
+    (repository / "runs/sweep/palmer__Maze-v0__s1/left_over").touch()  # no checkpoint: starts afresh
     assert sweep(repository).returncode == 0
     restarted = calls(repository)
     assert restarted.keys() == {("palmer", "1"), ("lstm", "1")}
     assert all("--run-dir" in call["flags"] for call in restarted.values())
-    assert not (repository / "runs/sweep/palmer__Maze-v0__s1/config.json").exists()
+    assert not (repository / "runs/sweep/palmer__Maze-v0__s1/left_over").exists()
 
 
 def test_sweep_resumes_what_has_a_checkpoint(repository):
@@ -319,3 +323,35 @@ def test_ci_runs_the_tests(repository, fake_python):
     shutil.copytree(ROOT / ".ci", repository / ".ci")
     subprocess.run([str(repository / ".ci" / "run")], env={**os.environ, **fake_python}, cwd="/", check=True)
     assert notes(repository)[-1] == "ran -m pytest -q"
+
+
+# ---------------------------------------------------------------- benchmark.sh
+
+
+def benchmark(repository, part, **environment):
+    return run(repository, "benchmark.sh", part, PYTHON=sys.executable, **environment)
+
+
+def test_benchmark_runs_every_ablation_and_collects_it(repository):
+    result = benchmark(repository, "ablations", ENVS="Maze-v0", SEEDS="1 2")
+    assert result.returncode == 0, result.stderr
+    rows = list(csv.DictReader((repository / "results/ablations/runs.csv").open()))
+    assert len(rows) == 2 * len({row["experiment"] for row in rows}) == 16
+    command = {row["experiment"]: row["command"] for row in rows}
+    assert command["no_memory"].endswith("--forget")
+    assert command["plain_ppo"].endswith("--recall-coef 0 --visit-bonus 0")
+    assert {row["algo"] for row in rows} == {"palmer"}
+
+
+def test_benchmark_goes_on_after_a_failure_and_tells(repository):
+    result = benchmark(repository, "main", ENVS="Maze-v0", SEEDS="1 2", ALGOS="lstm", FAILING_SEED="1")
+    assert result.returncode == 1
+    assert "1 runs are unfinished" in result.stderr
+    assert len(list(csv.DictReader((repository / "results/main/runs.csv").open()))) == 1
+    assert benchmark(repository, "main", ENVS="Maze-v0", SEEDS="1 2", ALGOS="lstm").returncode == 0
+
+
+def test_benchmark_refuses_an_unknown_part(repository):
+    result = benchmark(repository, "everything")
+    assert result.returncode == 2
+    assert "must be main, ablations" in result.stderr
