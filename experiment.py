@@ -154,7 +154,7 @@ AT_LEAST_0 = [
     "recall_coef",
     "visit_bonus",
 ]
-ABOVE_0 = ["learning_rate", "adv_floor", "clip_coef", "max_grad_norm", "target_kl"]
+ABOVE_0 = ["learning_rate", "clip_coef", "max_grad_norm", "target_kl"]
 FROM_0_TO_1 = ["gamma", "gae_lambda", "gate_floor", "fixed_gate"]
 
 

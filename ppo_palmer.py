@@ -55,6 +55,7 @@ from palmer_policy import MemoryPolicy, MemoryState, PalmerPolicy
 
 ALGO = "palmer"
 RECENT_EPISODES = 500  # the training success rate is that of the episodes that ended last
+LEAST_SPREAD = 0.02  # of advantages to normalise by; below it they are noise
 PROCESS_SEED = 1_000_000  # apart from one process's seed to the next one's
 
 
@@ -121,16 +122,14 @@ class Args:
     gae_lambda: float = 0.95
     """lambda of generalised advantage estimation"""
     norm_adv: bool = True
-    """normalise the advantages of each rollout"""
-    adv_floor: float = 0.1
-    """least standard deviation to divide by; below it advantages are mostly noise, and stay as small as they are"""
+    """divide the advantages of each rollout, and the entropy coefficient with them, by their standard deviation"""
     clip_coef: float = 0.2
     """PPO's clipping range of the probability ratio"""
     clip_vloss: bool = False
     """clip the value loss by the same range"""
-    ent_coef: float = 0.015
-    """entropy coefficient at the start"""
-    final_ent_coef: float | None = 1e-3
+    ent_coef: float = 6e-3
+    """entropy coefficient at the start, in units of the reward"""
+    final_ent_coef: float | None = 3e-4
     """entropy coefficient at the end of annealing; None: constant"""
     vf_coef: float = 0.5
     """coefficient of the value loss"""
@@ -414,10 +413,14 @@ def update(
     step = step or minibatch_step
     advantage, returns = advantages(args, batch)
     if args.norm_adv:
+        # Gradients should be alike in all phases of learning, and a bit of entropy worth the same reward in all. With
+        # the advantages alone divided by their spread, entropy would count for less and less as there is less left
+        # to gain, and the policy would freeze on its first way to the goal.
         advantage = advantage - mean_over_processes(advantage.mean())
-        std = mean_over_processes(advantage.square().mean()).sqrt()
-        advantage = advantage / std.clamp_min(args.adv_floor)
-    ent_coef = torch.tensor(ent_coef, device=advantage.device)
+        std = mean_over_processes(advantage.square().mean()).sqrt().clamp_min(LEAST_SPREAD)
+        advantage, ent_coef = advantage / std, ent_coef / std
+    else:
+        ent_coef = torch.tensor(ent_coef, device=advantage.device)
     count = table.count if table.distinct else 0
     rows = []
     for _ in range(args.update_epochs):
@@ -528,11 +531,11 @@ def set_learning_rate(optimizer, learning_rate: float, graph_device: torch.devic
 def exploration(progress: float, recent: deque) -> float:
     """Share of the visit bonus that is still paid, 1 to 0, after `progress` (0 to 1) of the run.
 
-    All of it until 90% of the recent episodes were solved, then less, so that the agent finds the shortest way;
+    All of it until 60% of the recent episodes were solved, then less, so that the agent finds the shortest way;
     where success stays away or is not known, less from the middle of the run on.
     """
     success_rate = sum(success for _, _, success in recent) / RECENT_EPISODES
-    return min(1.0, 2 * (1 - progress), 10 * (1 - success_rate))
+    return min(1.0, 2 * (1 - progress), 2.5 * (1 - success_rate))
 
 
 def main(args: Args) -> dict:

@@ -275,7 +275,7 @@ def test_recall_asks_most_for_what_is_uncertain():
 
 
 @pytest.mark.parametrize(
-    "progress, solved, share", [(0.1, 0, 1), (0.5, 450, 1), (0.5, 475, 0.5), (0.1, 500, 0), (0.75, 0, 0.5), (1, 0, 0)]
+    "progress, solved, share", [(0.1, 0, 1), (0.5, 300, 1), (0.5, 400, 0.5), (0.1, 500, 0), (0.75, 0, 0.5), (1, 0, 0)]
 )
 def test_the_visit_bonus_fades_with_success_and_at_the_end(progress, solved, share):
     recent = [(1.0, 9.0, 1.0)] * solved + [(0.0, 9.0, 0.0)] * (500 - solved)
