@@ -49,10 +49,10 @@ class Options:
     """print the best trials so far and search no further"""
 
 
-# Tried first: the settings before the search.
+# Tried first: the scripts' own.
 DEFAULTS = {
     "learning_rate": 1e-3,
-    "ent_coef": 0.01,
+    "ent_coef": 6e-3,
     "1 - gamma": 0.02,
     "recall_coef": 2.0,
     "visit_bonus": 0.03,
@@ -66,7 +66,7 @@ def suggest(trial: optuna.Trial) -> dict[str, float | int]:
     """The settings of one trial, by the names of their flags."""
     return {
         "learning_rate": trial.suggest_float("learning_rate", 5e-4, 3e-3, log=True),
-        "ent_coef": trial.suggest_float("ent_coef", 0.005, 0.05, log=True),
+        "ent_coef": trial.suggest_float("ent_coef", 1e-3, 2e-2, log=True),
         "gamma": 1 - trial.suggest_float("1 - gamma", 0.01, 0.05, log=True),
         "recall_coef": trial.suggest_float("recall_coef", 0.5, 8, log=True),
         "visit_bonus": trial.suggest_float("visit_bonus", 0.01, 0.1, log=True),

@@ -8,6 +8,7 @@ import ppo_lstm
 import ppo_palmer
 import ppo_trxl
 from cuda_graphs import GraphedStep, graph_rollout
+from input_error import InputError
 from memory_envs import make_envs
 
 SCRIPTS = [ppo_palmer, ppo_lstm, ppo_trxl]
@@ -91,6 +92,13 @@ def test_training_by_replay_is_training(script):
     (plain_losses, plain), (losses, parameters) = train(script, "cpu"), train(script, "cpu", StepOnCPU)
     assert losses == plain_losses
     assert torch.equal(parameters, plain)
+
+
+def test_graphs_without_a_gpu_are_refused_before_training(tmp_path):
+    args = ppo_lstm.Args(cuda=False, cuda_graphs=True, run_dir=str(tmp_path / "run"), obs_mode="symbolic")
+    with pytest.raises(InputError, match="--cuda-graphs: needs a GPU"):
+        ppo_lstm.main(args)
+    assert not (tmp_path / "run").exists()
 
 
 @needs_gpu
