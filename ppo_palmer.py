@@ -127,7 +127,7 @@ class Args:
     """PPO's clipping range of the probability ratio"""
     clip_vloss: bool = False
     """clip the value loss by the same range"""
-    ent_coef: float = 6e-3
+    ent_coef: float = 4e-3
     """entropy coefficient at the start, in units of the reward"""
     final_ent_coef: float | None = 3e-4
     """entropy coefficient at the end of annealing; None: constant"""

@@ -52,7 +52,7 @@ class Options:
 # Tried first: the scripts' own.
 DEFAULTS = {
     "learning_rate": 1e-3,
-    "ent_coef": 6e-3,
+    "ent_coef": 4e-3,
     "1 - gamma": 0.02,
     "recall_coef": 2.0,
     "visit_bonus": 0.03,
