@@ -44,6 +44,7 @@ ABLATIONS = {
 }
 ORIGINAL = {"plain_ppo": "as published: plain PPO", "with_aids": "with recall and visit bonus"}
 BOOTSTRAP_REPETITIONS = 2_000
+LEAST_SEEDS = 3  # fewer tell nothing about which agent is better
 GUESSING = 0.5
 
 
@@ -282,6 +283,18 @@ def experiments_table(runs: pd.DataFrame, labels: dict[str, str], agents: bool) 
     return rows
 
 
+def gate_table(gate: pd.DataFrame) -> list[list[str]]:
+    """Mean of the gate by phase of the episode, and in brackets the share of its elements that moved."""
+    phases = list(dict.fromkeys(gate["phase"]))
+    rows = [["environment", *phases]]
+    for env in ENVS:
+        here = gate[gate["env"] == env].set_index("phase")
+        if len(here):
+            means = [f"{here.loc[p, 'mean']:.3f} ({100 * here.loc[p, 'elements_moved']:.0f}%)" for p in phases]
+            rows.append([ENVS[env], *means])
+    return rows
+
+
 def generalise_table(played: pd.DataFrame) -> list[list[str]]:
     """Success and length of each agent on each size, median (least) over its checkpoints."""
     sizes = [env for env in ENVS if env in set(played["env_id"])]
@@ -328,9 +341,13 @@ def main() -> None:
     plot_training(curves, "length", "episode length", "length")
     plot_training(curves, "return", "episode return", "return")
     plot_gate(curves)
-    plot_profiles(runs)
     replace_table("main", markdown(main_table(runs)))
-    replace_table("aggregates", markdown(aggregates_table(runs)))
+    if runs["seed"].nunique() >= LEAST_SEEDS:
+        plot_profiles(runs)
+        replace_table("aggregates", markdown(aggregates_table(runs)))
+
+    if (gate := read("gate", "runs")) is not None:
+        replace_table("gate", markdown(gate_table(gate)))
 
     if (ablated := read("ablations", "runs")) is not None:
         unchanged = (runs["algo"] == "palmer") & runs["env"].isin(ablated["env"])

@@ -109,6 +109,16 @@ def test_aggregates_know_who_is_better(monkeypatch):
     assert table[2][3].startswith("0.50"), "the same seconds"
 
 
+def test_gate_table_has_a_column_for_each_phase():
+    rows = [("before the cue", 0.5, 0.0), ("after the cue", 0.4, 0.25)]
+    gate = pd.DataFrame([("MiniGrid-MemoryS13-v0", *row) for row in rows])
+    gate.columns = ["env", "phase", "mean", "elements_moved"]
+    assert plot_results.gate_table(gate) == [
+        ["environment", "before the cue", "after the cue"],
+        ["S13", "0.500 (0%)", "0.400 (25%)"],
+    ]
+
+
 def test_tables_in_documents_are_replaced_where_marked(tmp_path, monkeypatch):
     monkeypatch.setattr(plot_results, "ROOT", tmp_path)
     (tmp_path / "REPORT.md").write_text("a\n<!-- table x -->\nold\n<!-- end -->\nb\n<!-- table y -->\n<!-- end -->\n")
