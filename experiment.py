@@ -154,8 +154,8 @@ AT_LEAST_0 = [
     "recall_coef",
     "visit_bonus",
 ]
-ABOVE_0 = ["learning_rate", "clip_coef", "max_grad_norm", "target_kl"]
-FROM_0_TO_1 = ["gamma", "gae_lambda", "gate_floor", "fixed_gate"]
+ABOVE_0 = ["learning_rate", "visit_budget", "clip_coef", "max_grad_norm", "target_kl"]
+FROM_0_TO_1 = ["gamma", "final_gamma", "gae_lambda", "gate_floor", "fixed_gate"]
 
 
 def check_args(args: Any, num_processes: int) -> None:

@@ -318,7 +318,10 @@ def rotate(x: Tensor, angle: Tensor) -> Tensor:
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm self-attention and feed-forward (Vaswani et al. 2017; Parisotto et al. 2019 on the norm's place)."""
+    """Pre-norm self-attention and feed-forward (Vaswani et al. 2017; Parisotto et al. 2019 on the norm's place).
+
+    What attention adds is normalised too (as in CogView, Ding et al. 2021).
+    """
 
     fixed_shapes = False  # see MemoryPolicy.fix_shapes
 
@@ -328,6 +331,7 @@ class TransformerLayer(nn.Module):
         self.norm_attention = nn.LayerNorm(width)
         self.query_key_value = layer_init(nn.Linear(width, 3 * width), 1.0)
         self.project = layer_init(nn.Linear(width, width), 1.0)
+        self.norm_attended = nn.LayerNorm(width)
         self.norm_ff = nn.LayerNorm(width)
         self.ff = nn.Sequential(
             layer_init(nn.Linear(width, ff_width)), nn.ReLU(), layer_init(nn.Linear(ff_width, width), 1.0)
@@ -355,7 +359,8 @@ class TransformerLayer(nn.Module):
             for queries, keys, mask in blocks
         ]
         attended = attended[0] if len(attended) == 1 else torch.cat(attended, 2)
-        x = x + self.project(attended.permute(2, 0, 1, 3).reshape(T, B, D))
+        # An untrained attention averages over many steps, which leaves little of each: the norm makes up for it.
+        x = x + self.norm_attended(self.project(attended.permute(2, 0, 1, 3).reshape(T, B, D)))
         return x + self.ff(self.norm_ff(x)), cache
 
 

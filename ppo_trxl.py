@@ -57,6 +57,7 @@ from palmer_policy import MemoryPolicy, MemoryState, TransformerMemory, empty_st
 ALGO = "trxl"
 RECENT_EPISODES = 500  # the training success rate is that of the episodes that ended last
 LEAST_SPREAD = 0.02  # of advantages to normalise by; below it they are noise
+BESIDE_BONUS = 0.45  # share of the entropy coefficient while all of the visit bonus is paid
 PROCESS_SEED = 1_000_000  # apart from one process's seed to the next one's
 
 
@@ -117,9 +118,11 @@ class Args:
     final_learning_rate: float | None = 1e-4
     """learning rate at the end of annealing; None: constant"""
     anneal_steps: int = 0
-    """environment steps over which learning rate and entropy coefficient are annealed; 0: the whole run"""
+    """environment steps over which learning rate, discount and entropy coefficient are annealed; 0: the whole run"""
     gamma: float = 0.98
-    """discount factor"""
+    """discount factor at the start"""
+    final_gamma: float | None = 0.99
+    """discount factor at the end of annealing; None: constant"""
     gae_lambda: float = 0.95
     """lambda of generalised advantage estimation"""
     norm_adv: bool = True
@@ -128,8 +131,8 @@ class Args:
     """PPO's clipping range of the probability ratio"""
     clip_vloss: bool = False
     """clip the value loss by the same range"""
-    ent_coef: float = 4e-3
-    """entropy coefficient at the start, in units of the reward"""
+    ent_coef: float = 4.5e-3
+    """entropy coefficient at the start, in units of the reward; less than half while the visit bonus explores"""
     final_ent_coef: float | None = 3e-4
     """entropy coefficient at the end of annealing; None: constant"""
     vf_coef: float = 0.5
@@ -140,9 +143,12 @@ class Args:
     """stop a rollout's epochs once the approximate KL divergence exceeds this"""
     recall_coef: float = 2.0
     """coefficient of the recall loss: predict from memory which observations this episode has shown (0: off)"""
-    visit_bonus: float = 0.03
-    """reward for an observation that is new in its episode, times the share of recent episodes that did not show
-    it; fades out as success comes near 1, at the latest in the second half of the run (0: off)"""
+    visit_bonus: float = 0.3
+    """reward for an observation that is new in its episode, times its rarity beside what the episode has shown; fades
+    out as success comes near 0.8, at the latest in the second half of the run (0: off)"""
+    visit_budget: float = 4.0
+    """sum of rarities after which an episode earns no more visit bonus: it decreases linearly up to there, so that
+    an episode earns about visit_bonus x visit_budget / 2 at most, and solving it pays more than staying"""
 
     width: int = 128
     """D, width of encoder output, memories and hidden layer"""
@@ -181,6 +187,7 @@ PRESETS = {
         num_minibatches=8,
         update_epochs=3,
         gamma=0.995,
+        final_gamma=None,
         learning_rate=2.75e-4,
         final_learning_rate=1e-5,
         anneal_steps=164_000_000,
@@ -262,7 +269,8 @@ class Carry(NamedTuple):
     seen: Tensor  # (N, K) bool, observations this episode has shown, the present one included
     episode_return: Tensor  # (N,) float, true rewards of the running episode so far
     episode_length: Tensor  # (N,) int64
-    familiar: Tensor  # (K,) float, share of recent episodes that showed an observation
+    novelty: Tensor  # (N,) float, sum of the rarities that the running episode has met
+    together: Tensor  # (K, K) float, share of recent episodes that showed both of two observations
 
 
 class Rollout(NamedTuple):
@@ -295,7 +303,8 @@ def first_carry(policy: MemoryPolicy, envs) -> Carry:
         seen=F.one_hot(obs, table.capacity).bool() if table.distinct else obs.new_zeros(N, 0, dtype=torch.bool),
         episode_return=torch.zeros(N, device=device),
         episode_length=torch.zeros(N, dtype=torch.int64, device=device),
-        familiar=torch.zeros(table.capacity, device=device),
+        novelty=torch.zeros(N, device=device),
+        together=torch.zeros(0, 0, device=device),
     )
 
 
@@ -305,9 +314,9 @@ def rollout(args: Args, policy: MemoryPolicy, envs, carry: Carry, visit_bonus: f
     T, N = args.num_steps, envs.num_envs
     table = envs.observations
     carry = carry._replace(obs=table.keep(carry.obs))
-    obs, start, state, seen, episode_return, episode_length, familiar = carry
+    obs, start, state, seen, episode_return, episode_length, novelty, together = carry
     if not table.distinct:
-        seen = seen[:, :0]
+        seen, together = seen[:, :0], together[:0, :0]
     features = policy.encoder(table.frames)  # the parameters stand still, so each frame is encoded once
     everyone = torch.arange(N, device=obs.device)
     steps, gates = [], []
@@ -331,7 +340,10 @@ def rollout(args: Args, policy: MemoryPolicy, envs, carry: Carry, visit_bonus: f
         reward, seen_now = env_step.reward, seen
         if table.distinct:
             new = ~seen.gather(1, env_step.obs[:, None]).squeeze(1) & ~done
-            reward = reward + visit_bonus * new * (1 - familiar[env_step.obs])
+            together = room_for(together, table.count)
+            worth = new * rarity(together, env_step.obs, seen)
+            reward = reward + visit_bonus * worth * (1 - novelty / args.visit_budget).clamp_min(0)
+            novelty = (novelty + worth) * ~done
             seen = (seen & ~done[:, None]).scatter(1, env_step.obs[:, None], True)
 
         steps.append(
@@ -358,12 +370,12 @@ def rollout(args: Args, policy: MemoryPolicy, envs, carry: Carry, visit_bonus: f
         **columns,
         state=carry.state,
         next_value=next_value,
-        familiar=familiar,
+        familiar=together.diagonal(),
         gate=gate_statistics(gates),
     )
     if table.distinct:
-        familiar = share_of_episodes(familiar, batch.seen, batch.done)
-    return batch, Carry(obs, start, state, seen, episode_return, episode_length, familiar)
+        together = share_of_episodes(together, batch.seen, batch.done)
+    return batch, Carry(obs, start, state, seen, episode_return, episode_length, novelty, together)
 
 
 def encode_new(policy: MemoryPolicy, table, features: Tensor) -> Tensor:
@@ -373,16 +385,39 @@ def encode_new(policy: MemoryPolicy, table, features: Tensor) -> Tensor:
     return torch.cat((features, policy.encoder(table.frames[len(features) :])))
 
 
-def share_of_episodes(familiar: Tensor, seen: Tensor, done: Tensor) -> Tensor:
-    """Move the shares (K,) of episodes that showed each observation towards those of the episodes that ended.
+def room_for(together: Tensor, count: int) -> Tensor:
+    """`together` with rows and columns of zeros for observations that were met since it was made."""
+    missing = count - len(together)
+    return F.pad(together, (0, missing, 0, missing)) if missing else together
 
-    seen (T, N, K) and done (T, N), both bool. A running average over about the last 500 episodes. What every episode
-    shows anyway thus stops earning the first-visit bonus, and what tells one episode from another, as the cue does,
-    goes on earning it.
+
+def rarity(together: Tensor, obs: Tensor, seen: Tensor) -> Tensor:
+    """How little an observation was to be expected in its episode, 1 to 0: obs (N,), seen (N, K') bool -> (N,).
+
+    One minus the share of recent episodes that showed it, or, where that is more, their share among those that showed
+    another observation that this episode has shown too. What every episode shows thus stops earning the visit bonus,
+    and so does a second view of the same object; what tells one episode from another, as the cue does, goes on
+    earning it.
+
+        together  corridor  ball  ball, nearer  key      A first ball has rarity 1 - 0.5, though the corridor has been
+        corridor    1.0     0.5       0.4       0.5      seen: 0.5 / 1.0 is no more. The ball from nearer, after the
+        ball        0.5     0.5       0.4        0       ball, has 1 - 0.4 / 0.5 = 0.2.
     """
-    ended = done.sum()
-    showed = (seen & done[..., None]).sum((0, 1))
-    return familiar + (showed - ended * familiar) / (ended + 500)
+    K = len(together)
+    share = together.diagonal()
+    beside = together[obs] / (share + 1e-3) * seen[:, :K]  # 1e-3: a guard where hardly an episode has ended
+    return (1 - torch.maximum(share[obs], beside.amax(1))).clamp_min(0)
+
+
+def share_of_episodes(together: Tensor, seen: Tensor, done: Tensor) -> Tensor:
+    """Move the shares (K, K) of episodes that showed two observations towards those of the episodes that ended.
+
+    seen (T, N, K') and done (T, N), both bool. A running average over about the last 500 episodes; the diagonal is
+    the share of those that showed an observation.
+    """
+    showed = seen[done][:, : len(together)].float()  # (episodes that ended, K)
+    ended = len(showed)
+    return together + (showed.T @ showed - ended * together) / (ended + 500)
 
 
 def gate_statistics(gates: list[Tensor | None]) -> Tensor | None:
@@ -392,7 +427,7 @@ def gate_statistics(gates: list[Tensor | None]) -> Tensor | None:
     return torch.stack((gate.mean(), gate.min(), gate.max(), gate.std()))
 
 
-def advantages(args: Args, batch: Rollout) -> tuple[Tensor, Tensor]:
+def advantages(args: Args, batch: Rollout, gamma: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016) -> advantages and returns, both (T, N).
 
     An episode that ran into its time limit goes on, unseen: its last step looks ahead to `timeout_value`. A
@@ -403,8 +438,8 @@ def advantages(args: Args, batch: Rollout) -> tuple[Tensor, Tensor]:
     for t in reversed(range(len(advantage))):
         going_on = ~batch.done[t]
         ahead = next_value * going_on + batch.timeout_value[t]
-        delta = batch.reward[t] + args.gamma * ahead - batch.value[t]
-        advantage[t] = next_advantage = delta + args.gamma * args.gae_lambda * going_on * next_advantage
+        delta = batch.reward[t] + gamma * ahead - batch.value[t]
+        advantage[t] = next_advantage = delta + gamma * args.gae_lambda * going_on * next_advantage
         next_value = batch.value[t]
     return advantage, advantage + batch.value
 
@@ -426,14 +461,22 @@ class Minibatch(NamedTuple):
 
 
 def update(
-    args: Args, policy: MemoryPolicy, optimizer, table, batch: Rollout, ent_coef: float, step: Callable | None = None
+    args: Args,
+    policy: MemoryPolicy,
+    optimizer,
+    table,
+    batch: Rollout,
+    gamma: float,
+    ent_coef: float,
+    step: Callable | None = None,
 ) -> dict[str, float]:
     """Several epochs of PPO over a rollout, in minibatches of whole environments -> averaged losses.
 
-    step: `minibatch_step`, or the same recorded as a CUDA graph.
+    gamma, ent_coef: discount factor and entropy coefficient for this rollout. step: `minibatch_step`, or the same
+    recorded as a CUDA graph.
     """
     step = step or minibatch_step
-    advantage, returns = advantages(args, batch)
+    advantage, returns = advantages(args, batch, gamma)
     if args.norm_adv:
         # Gradients should be alike in all phases of learning, and a bit of entropy worth the same reward in all. With
         # the advantages alone divided by their spread, entropy would count for less and less as there is less left
@@ -553,11 +596,11 @@ def set_learning_rate(optimizer, learning_rate: float, graph_device: torch.devic
 def exploration(progress: float, recent: deque) -> float:
     """Share of the visit bonus that is still paid, 1 to 0, after `progress` (0 to 1) of the run.
 
-    All of it until 60% of the recent episodes were solved, then less, so that the agent finds the shortest way;
-    where success stays away or is not known, less from the middle of the run on.
+    All of it until half of the recent episodes were solved, none from eight in ten on, so that the agent finds the
+    shortest way; where success stays away or is not known, less from the middle of the run on.
     """
     success_rate = sum(success for _, _, success in recent) / RECENT_EPISODES
-    return min(1.0, 2 * (1 - progress), 2.5 * (1 - success_rate))
+    return min(1.0, 2 * (1 - progress), max(0.0, (0.8 - success_rate) / 0.3))
 
 
 def main(args: Args) -> dict:
@@ -642,12 +685,16 @@ def main(args: Args) -> dict:
             began = time.monotonic()
             anneal_steps = args.anneal_steps or args.total_timesteps
             learning_rate = schedule(args.learning_rate, args.final_learning_rate, step, anneal_steps)
+            gamma = schedule(args.gamma, args.final_gamma, step, anneal_steps)
             ent_coef = schedule(args.ent_coef, args.final_ent_coef, step, anneal_steps)
-            visit_bonus = args.visit_bonus * exploration(step / args.total_timesteps, recent)
+            share = exploration(step / args.total_timesteps, recent)
+            visit_bonus = args.visit_bonus * share
+            if args.visit_bonus and table.distinct:  # the bonus explores first; chance, later, finds shorter ways
+                ent_coef *= 1 - (1 - BESIDE_BONUS) * share
             set_learning_rate(optimizer, learning_rate, device if args.cuda_graphs else None)
 
             batch, carry = rollout(args, policy, envs, carry, visit_bonus)
-            losses = update(args, policy, optimizer, table, batch, ent_coef, step_once)
+            losses = update(args, policy, optimizer, table, batch, gamma, ent_coef, step_once)
 
             previous, step = step, step + args.num_envs * args.num_steps
             seconds += time.monotonic() - began
@@ -656,6 +703,7 @@ def main(args: Args) -> dict:
             if rank == 0:
                 metrics = {
                     "charts/learning_rate": learning_rate,
+                    "charts/gamma": gamma,
                     "charts/entropy_coefficient": ent_coef,
                     "charts/visit_bonus": visit_bonus,
                     "charts/SPS": step / seconds,

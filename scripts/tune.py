@@ -52,10 +52,11 @@ class Options:
 # Tried first: the scripts' own.
 DEFAULTS = {
     "learning_rate": 1e-3,
-    "ent_coef": 4e-3,
+    "ent_coef": 4.5e-3,
     "1 - gamma": 0.02,
     "recall_coef": 2.0,
-    "visit_bonus": 0.03,
+    "visit_bonus": 0.3,
+    "visit_budget": 4.0,
     "update_epochs": 3,
     "num_minibatches": 4,
     "num_envs": 64,
@@ -69,7 +70,8 @@ def suggest(trial: optuna.Trial) -> dict[str, float | int]:
         "ent_coef": trial.suggest_float("ent_coef", 1e-3, 2e-2, log=True),
         "gamma": 1 - trial.suggest_float("1 - gamma", 0.01, 0.05, log=True),
         "recall_coef": trial.suggest_float("recall_coef", 0.5, 8, log=True),
-        "visit_bonus": trial.suggest_float("visit_bonus", 0.01, 0.1, log=True),
+        "visit_bonus": trial.suggest_float("visit_bonus", 0.1, 1.0, log=True),
+        "visit_budget": trial.suggest_float("visit_budget", 1, 16, log=True),
         "update_epochs": trial.suggest_int("update_epochs", 2, 4),
         "num_minibatches": trial.suggest_categorical("num_minibatches", [2, 4, 8]),
         "num_envs": trial.suggest_categorical("num_envs", [32, 64, 128]),

@@ -21,6 +21,8 @@ PHASES = [
     "first_carry",
     "rollout",
     "encode_new",
+    "room_for",
+    "rarity",
     "share_of_episodes",
     "gate_statistics",
     "advantages",
@@ -135,7 +137,7 @@ def test_first_minibatch_has_ratio_one_at_every_step(script, num_envs, memory_le
         output, _ = policy(envs.observations.frames, batch.state, batch.episode_start, batch.obs)
         ratio = (policy.distribution(output.logits).log_prob(batch.action) - batch.logprob).exp()
         assert (ratio - 1).abs().max() < 1e-4
-        losses = script.update(args, policy, optimizer, envs.observations, batch, 0.01)
+        losses = script.update(args, policy, optimizer, envs.observations, batch, args.gamma, 0.01)
         assert losses["first_minibatch_ratio_error"] < 1e-4
         after, _ = policy(envs.observations.frames, batch.state, batch.episode_start, batch.obs)
         moved = (policy.distribution(after.logits).log_prob(batch.action) - batch.logprob).exp() - 1
@@ -199,7 +201,7 @@ def test_terminated_and_out_of_time_at_once_is_a_termination(script):
 def test_advantages_against_the_definition(script):
     """GAE as a sum over the future of one episode, written without recursion."""
     args, _, batch, _ = toy_rollout(script, visit_bonus=0.25)
-    advantage, returns = script.advantages(args, batch)
+    advantage, returns = script.advantages(args, batch, args.gamma)
     T, N = batch.value.shape
     for n in range(N):
         for t in range(T):
@@ -242,14 +244,44 @@ def test_recall_target_and_visit_bonus_by_hand(script):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_what_most_episodes_show_earns_less(script):
     """Three episodes ended, showing {0, 1}, {1, 2} and {1, 2}: their shares enter with weight 3 / (3 + 500)."""
-    args, policy, _, carry = toy_rollout(script)
-    share = torch.tensor([1 / 3, 1, 2 / 3, 0, 0, 0])
-    torch.testing.assert_close(carry.familiar, 3 / 503 * share)
-    familiar = torch.tensor([0, 0.2, 0.4, 0, 1.0, 0])
-    start = script.first_carry(policy, TOY)._replace(familiar=familiar)
+    args, policy, batch, carry = toy_rollout(script)
+    together = torch.zeros(6, 6)
+    together[:3, :3] = torch.tensor([[1, 1, 0], [1, 3, 2], [0, 2, 2]]) / 3
+    torch.testing.assert_close(carry.together, 3 / 503 * together)
+    assert batch.familiar.tolist() == [0] * 6
+    together = torch.diag(torch.tensor([0, 0.2, 0.4, 0, 1.0, 0]))
+    start = script.first_carry(policy, TOY)._replace(together=together)
     batch, _ = script.rollout(args, policy, TOY, start, visit_bonus=0.25)
     expected = [[0.2, 0.15], [1.0, 3.0], [0.0, 0.2], [0.0, 0.0], [2.0, 0.0]]
     torch.testing.assert_close(batch.reward, torch.tensor(expected))
+    torch.testing.assert_close(batch.familiar, together.diagonal())
+
+
+def test_rarity_by_hand():
+    """The table in the docstring: corridor, ball, ball from nearer, key; six environments with different pasts."""
+    together = torch.tensor([[1.0, 0.5, 0.4, 0.5], [0.5, 0.5, 0.4, 0.0], [0.4, 0.4, 0.4, 0.0], [0.5, 0.0, 0.0, 0.5]])
+    past = [{}, {0}, {0, 1}, {0, 2}, {0, 1, 2}, {0, 1}]
+    obs = torch.tensor([0, 1, 2, 1, 3, 0])
+    seen = torch.tensor([[k in shown for k in range(5)] for shown in past])  # one more than has been met
+    expected = torch.tensor([0, 0.5, 0.2, 0, 0.5, 0])
+    torch.testing.assert_close(ppo_palmer.rarity(together, obs, seen), expected, atol=3e-3, rtol=0)
+    # What has not been met before is as rare as can be.
+    together = ppo_palmer.room_for(together, 5)
+    assert together.shape == (5, 5)
+    assert ppo_palmer.rarity(together, torch.tensor([4]), seen[4:5]).item() == 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_episode_that_has_met_much_earns_less(script):
+    """The first episodes have met rarities of 2 and 9 of a budget of 8: 6/8 of the bonus is left, and none."""
+    args, policy, _, _ = toy_rollout(script)
+    args.visit_budget = 8.0  # not the default
+    start = script.first_carry(policy, TOY)._replace(novelty=torch.tensor([2.0, 9.0]))
+    batch, carry = script.rollout(args, policy, TOY, start, visit_bonus=0.25)
+    expected = [[0.1875, 0.0], [1.0, 3.0], [0.0, 0.25], [0.0, 0.0], [2.25, 0.0]]
+    torch.testing.assert_close(batch.reward, torch.tensor(expected))
+    # Counted anew in every episode, by rarity: observation 4 at step 4 was new and never seen before.
+    assert carry.novelty.tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -258,12 +290,12 @@ def test_recall_loss_teaches_memory_and_zero_switches_it_off(script):
     before = policy.recall.weight.clone()
     optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
     args.recall_coef = 0.0
-    assert "recall_loss" not in script.update(args, policy, optimizer, TOY.observations, batch, 0.0)
+    assert "recall_loss" not in script.update(args, policy, optimizer, TOY.observations, batch, args.gamma, 0.0)
     assert torch.equal(policy.recall.weight, before)
     args.recall_coef, args.update_epochs = 1.0, 1
-    first = script.update(args, policy, optimizer, TOY.observations, batch, 0.0)["recall_loss"]
+    first = script.update(args, policy, optimizer, TOY.observations, batch, args.gamma, 0.0)["recall_loss"]
     for _ in range(60):
-        last = script.update(args, policy, optimizer, TOY.observations, batch, 0.0)["recall_loss"]
+        last = script.update(args, policy, optimizer, TOY.observations, batch, args.gamma, 0.0)["recall_loss"]
     assert last < 0.2 * first
 
 
@@ -275,7 +307,8 @@ def test_recall_asks_most_for_what_is_uncertain():
 
 
 @pytest.mark.parametrize(
-    "progress, solved, share", [(0.1, 0, 1), (0.5, 300, 1), (0.5, 400, 0.5), (0.1, 500, 0), (0.75, 0, 0.5), (1, 0, 0)]
+    "progress, solved, share",
+    [(0.1, 0, 1), (0.5, 250, 1), (0.5, 325, 0.5), (0.1, 400, 0), (0.1, 500, 0), (0.75, 0, 0.5), (1, 0, 0)],
 )
 def test_the_visit_bonus_fades_with_success_and_at_the_end(progress, solved, share):
     recent = [(1.0, 9.0, 1.0)] * solved + [(0.0, 9.0, 0.0)] * (500 - solved)
@@ -299,7 +332,7 @@ def test_fixed_shapes_give_the_same_numbers(script, memory_length):
         torch.manual_seed(5)
         for _ in range(3):
             batch, carry = script.rollout(args, policy, envs, carry, args.visit_bonus)
-            losses.append(script.update(args, policy, optimizer, envs.observations, batch, 0.01))
+            losses.append(script.update(args, policy, optimizer, envs.observations, batch, args.gamma, 0.01))
         rollouts.append(batch)
     assert torch.equal(rollouts[0].action, rollouts[1].action)
     for name in ("value", "logprob", "timeout_value", "reward"):
@@ -320,7 +353,7 @@ def test_more_observations_than_can_be_told_apart(script):
     carry = script.first_carry(policy, envs)
     for _ in range(3):
         batch, carry = script.rollout(args, policy, envs, carry, 0.5)
-        losses = script.update(args, policy, optimizer, envs.observations, batch, 0.0)
+        losses = script.update(args, policy, optimizer, envs.observations, batch, args.gamma, 0.0)
         assert losses["first_minibatch_ratio_error"] < 1e-4
         assert "recall_loss" not in losses
     assert batch.reward.tolist() == np.ones((6, 2)).tolist()
