@@ -50,7 +50,7 @@ original)
     export ENVS=${ENVS:-$(maze S13) $(maze S17Random)}
     export SEEDS=${ORIGINAL_SEEDS:-1}
     sweep plain_ppo --preset report
-    sweep with_aids --preset report --recall-coef 2 --visit-bonus 0.03
+    sweep with_aids --preset report --recall-coef 2 --visit-bonus 0.3
     ;;
 larger)
     export ENVS=${ENVS:-$(maze S25Random) $(maze S33Random)}
