@@ -167,14 +167,12 @@ def scores(runs: pd.DataFrame) -> dict[str, np.ndarray]:
     return result
 
 
-def seconds_scores(runs: pd.DataFrame) -> dict[str, np.ndarray]:
-    """The same of the wall clock: seconds to 0.99, negated so that more is better; never is -infinity's stand-in."""
-    result = {}
-    for algo in AGENTS:
-        table = runs[runs["algo"] == algo].copy()
-        table["score"] = -table["seconds_to_0.99"].fillna(1e9)
-        result[algo] = table.pivot(index="seed", columns="env", values="score").dropna().to_numpy()
-    return result
+def negated(runs: pd.DataFrame, column: str) -> dict[str, np.ndarray]:
+    """(seeds, environments) for each agent: a column of which less is better, negated; never is 1e9."""
+    return {
+        algo: -runs[runs["algo"] == algo].pivot(index="seed", columns="env", values=column).fillna(1e9).to_numpy()
+        for algo in AGENTS
+    }
 
 
 def interval(function, values: dict) -> tuple[dict, dict]:
@@ -185,15 +183,16 @@ def interval(function, values: dict) -> tuple[dict, dict]:
 
 
 def aggregates_table(runs: pd.DataFrame) -> list[list[str]]:
-    by_steps, by_seconds = scores(runs), seconds_scores(runs)
-    iqm, iqm_interval = interval(lambda x: np.array([metrics.aggregate_iqm(x)]), by_steps)
-    rows = [["", "IQM of the budget left at 0.99", "PALMER better, by steps", "PALMER better, by seconds"]]
+    iqm, iqm_interval = interval(lambda x: np.array([metrics.aggregate_iqm(x)]), scores(runs))
+    compared = {"steps to 0.99": "steps_to_0.99", "seconds to 0.99": "seconds_to_0.99", "final length": "length"}
+    rows = [["", "IQM of the budget left at 0.99", *(f"PALMER better, by {name}" for name in compared)]]
     for algo, agent in AGENTS.items():
         row = [agent, f"{iqm[algo][0]:.3f} ({iqm_interval[algo][0, 0]:.3f} to {iqm_interval[algo][1, 0]:.3f})"]
-        for values in (by_steps, by_seconds):
+        for column in compared.values():
             if algo == "palmer":
                 row.append("")
                 continue
+            values = negated(runs, column)
             pair = {"pair": (values["palmer"], values[algo])}
             probability, bounds = interval(metrics.probability_of_improvement, pair)
             low, high = bounds["pair"].ravel()
@@ -211,12 +210,10 @@ def plot_profiles(runs: pd.DataFrame) -> None:
     ):
         largest = runs[column].max()
         tau = np.linspace(0, largest, 60)
-        values = {}
-        for algo in AGENTS:
-            table = runs[runs["algo"] == algo].pivot(index="seed", columns="env", values=column)
-            values[algo] = -table.fillna(1e12).to_numpy()
         # rliable's profiles count scores above a threshold: less is better here, so both are negated.
-        profile, bounds = rly.create_performance_profile(values, -tau[::-1], reps=BOOTSTRAP_REPETITIONS)
+        profile, bounds = rly.create_performance_profile(
+            negated(runs, column), -tau[::-1], reps=BOOTSTRAP_REPETITIONS
+        )
         for algo, agent in AGENTS.items():
             ax.plot(tau / scale, profile[algo][::-1], color=COLORS[algo], label=agent)
             low, high = (bound[::-1] for bound in bounds[algo])
@@ -342,9 +339,11 @@ def main() -> None:
     plot_training(curves, "return", "episode return", "return")
     plot_gate(curves)
     replace_table("main", markdown(main_table(runs)))
-    if runs["seed"].nunique() >= LEAST_SEEDS:
-        plot_profiles(runs)
-        replace_table("aggregates", markdown(aggregates_table(runs)))
+    combinations = runs.groupby(["algo", "env"]).ngroups
+    complete = runs.groupby("seed").filter(lambda group: len(group) == combinations)
+    if complete["seed"].nunique() >= LEAST_SEEDS:
+        plot_profiles(complete)
+        replace_table("aggregates", markdown(aggregates_table(complete)))
 
     if (gate := read("gate", "runs")) is not None:
         replace_table("gate", markdown(gate_table(gate)))
