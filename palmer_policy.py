@@ -330,6 +330,8 @@ class TransformerLayer(nn.Module):
         self.heads = heads
         self.norm_attention = nn.LayerNorm(width)
         self.query_key_value = layer_init(nn.Linear(width, 3 * width), 1.0)
+        with torch.no_grad():  # untrained heads should differ in where they look: logits spread by 0.85, not 0.33
+            self.query_key_value.weight[: 2 * width] *= 1.6
         self.project = layer_init(nn.Linear(width, width), 1.0)
         self.norm_attended = nn.LayerNorm(width)
         self.norm_ff = nn.LayerNorm(width)

@@ -118,11 +118,9 @@ class Args:
     final_learning_rate: float | None = 1e-4
     """learning rate at the end of annealing; None: constant"""
     anneal_steps: int = 0
-    """environment steps over which learning rate, discount and entropy coefficient are annealed; 0: the whole run"""
-    gamma: float = 0.98
-    """discount factor at the start"""
-    final_gamma: float | None = 0.99
-    """discount factor at the end of annealing; None: constant"""
+    """environment steps over which learning rate and entropy coefficient are annealed; 0: the whole run"""
+    gamma: float = 0.985
+    """discount factor"""
     gae_lambda: float = 0.95
     """lambda of generalised advantage estimation"""
     norm_adv: bool = True
@@ -145,7 +143,7 @@ class Args:
     """coefficient of the recall loss: predict from memory which observations this episode has shown (0: off)"""
     visit_bonus: float = 0.3
     """reward for an observation that is new in its episode, times its rarity beside what the episode has shown; fades
-    out as success comes near 0.8, at the latest in the second half of the run (0: off)"""
+    out as success comes near 1, at the latest in the last quarter of the run (0: off)"""
     visit_budget: float = 4.0
     """sum of rarities after which an episode earns no more visit bonus: it decreases linearly up to there, so that
     an episode earns about visit_bonus x visit_budget / 2 at most, and solving it pays more than staying"""
@@ -193,7 +191,6 @@ PRESETS = {
         num_minibatches=8,
         update_epochs=3,
         gamma=0.995,
-        final_gamma=None,
         learning_rate=2.75e-4,
         final_learning_rate=1e-5,
         anneal_steps=164_000_000,
@@ -406,7 +403,7 @@ def gate_statistics(gates: list[Tensor | None]) -> Tensor | None:
     return torch.stack((gate.mean(), gate.min(), gate.max(), gate.std()))
 
 
-def advantages(args: Args, batch: Rollout, gamma: float) -> tuple[Tensor, Tensor]:
+def advantages(args: Args, batch: Rollout) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016) -> advantages and returns, both (T, N).
 
     An episode that ran into its time limit goes on, unseen: its last step looks ahead to `timeout_value`. A
@@ -417,8 +414,8 @@ def advantages(args: Args, batch: Rollout, gamma: float) -> tuple[Tensor, Tensor
     for t in reversed(range(len(advantage))):
         going_on = ~batch.done[t]
         ahead = next_value * going_on + batch.timeout_value[t]
-        delta = batch.reward[t] + gamma * ahead - batch.value[t]
-        advantage[t] = next_advantage = delta + gamma * args.gae_lambda * going_on * next_advantage
+        delta = batch.reward[t] + args.gamma * ahead - batch.value[t]
+        advantage[t] = next_advantage = delta + args.gamma * args.gae_lambda * going_on * next_advantage
         next_value = batch.value[t]
     return advantage, advantage + batch.value
 
@@ -440,22 +437,14 @@ class Minibatch(NamedTuple):
 
 
 def update(
-    args: Args,
-    policy: MemoryPolicy,
-    optimizer,
-    table,
-    batch: Rollout,
-    gamma: float,
-    ent_coef: float,
-    step: Callable | None = None,
+    args: Args, policy: MemoryPolicy, optimizer, table, batch: Rollout, ent_coef: float, step: Callable | None = None
 ) -> dict[str, float]:
     """Several epochs of PPO over a rollout, in minibatches of whole environments -> averaged losses.
 
-    gamma, ent_coef: discount factor and entropy coefficient for this rollout. step: `minibatch_step`, or the same
-    recorded as a CUDA graph.
+    step: `minibatch_step`, or the same recorded as a CUDA graph.
     """
     step = step or minibatch_step
-    advantage, returns = advantages(args, batch, gamma)
+    advantage, returns = advantages(args, batch)
     if args.norm_adv:
         # Gradients should be alike in all phases of learning, and a bit of entropy worth the same reward in all. With
         # the advantages alone divided by their spread, entropy would count for less and less as there is less left
@@ -575,11 +564,12 @@ def set_learning_rate(optimizer, learning_rate: float, graph_device: torch.devic
 def exploration(progress: float, recent: deque) -> float:
     """Share of the visit bonus that is still paid, 1 to 0, after `progress` (0 to 1) of the run.
 
-    All of it until half of the recent episodes were solved, none from eight in ten on, so that the agent finds the
-    shortest way; where success stays away or is not known, less from the middle of the run on.
+    All of it until half of the recent episodes were solved, then less, the more were, so that the agent finds the
+    shortest way but goes on looking back while it still fails; where success stays away or is not known, less in the
+    last quarter of the run.
     """
     success_rate = sum(success for _, _, success in recent) / RECENT_EPISODES
-    return min(1.0, 2 * (1 - progress), max(0.0, (0.8 - success_rate) / 0.3))
+    return min(1.0, 4 * (1 - progress), 2 * (1 - success_rate))
 
 
 def main(args: Args) -> dict:
@@ -664,7 +654,6 @@ def main(args: Args) -> dict:
             began = time.monotonic()
             anneal_steps = args.anneal_steps or args.total_timesteps
             learning_rate = schedule(args.learning_rate, args.final_learning_rate, step, anneal_steps)
-            gamma = schedule(args.gamma, args.final_gamma, step, anneal_steps)
             ent_coef = schedule(args.ent_coef, args.final_ent_coef, step, anneal_steps)
             share = exploration(step / args.total_timesteps, recent)
             visit_bonus = args.visit_bonus * share
@@ -673,7 +662,7 @@ def main(args: Args) -> dict:
             set_learning_rate(optimizer, learning_rate, device if args.cuda_graphs else None)
 
             batch, carry = rollout(args, policy, envs, carry, visit_bonus)
-            losses = update(args, policy, optimizer, table, batch, gamma, ent_coef, step_once)
+            losses = update(args, policy, optimizer, table, batch, ent_coef, step_once)
 
             previous, step = step, step + args.num_envs * args.num_steps
             seconds += time.monotonic() - began
@@ -682,7 +671,6 @@ def main(args: Args) -> dict:
             if rank == 0:
                 metrics = {
                     "charts/learning_rate": learning_rate,
-                    "charts/gamma": gamma,
                     "charts/entropy_coefficient": ent_coef,
                     "charts/visit_bonus": visit_bonus,
                     "charts/SPS": step / seconds,

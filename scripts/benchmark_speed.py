@@ -227,7 +227,7 @@ def count_flops(agent: Agent, carry: Any) -> tuple[dict[str, float], Any]:
         batch, carry = script.rollout(args, policy, envs, carry, args.visit_bonus)
     one_epoch = dataclasses.replace(args, update_epochs=1)
     with flop_counter() as in_epoch:
-        script.update(one_epoch, policy, optimizer, envs.observations, batch, args.gamma, args.ent_coef)
+        script.update(one_epoch, policy, optimizer, envs.observations, batch, args.ent_coef)
     flops = {
         "rollout": in_rollout.get_total_flops() / steps,
         "update": args.update_epochs * in_epoch.get_total_flops() / steps,
@@ -260,7 +260,7 @@ def profile_minibatch(agent: Agent, batch: Any) -> dict[str, float]:
         return losses
 
     one_epoch = dataclasses.replace(args, update_epochs=1)
-    script.update(one_epoch, policy, optimizer, envs.observations, batch, args.gamma, args.ent_coef, step)
+    script.update(one_epoch, policy, optimizer, envs.observations, batch, args.ent_coef, step)
     return {kind: total[kind] for kind in (*KINDS, "element by element", "between operations")}
 
 
@@ -297,7 +297,7 @@ def timed_iteration(agent: Agent, carry: Any) -> tuple[dict[str, float], Any, An
     ):
         batch, carry = script.rollout(args, policy, envs, carry, args.visit_bonus)
     with clock(seconds, "whole update"), timed(script, "advantages", "advantages"):
-        script.update(args, policy, optimizer, envs.observations, batch, args.gamma, args.ent_coef)
+        script.update(args, policy, optimizer, envs.observations, batch, args.ent_coef)
 
     phases = {
         "environment": seconds["environment"],

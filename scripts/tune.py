@@ -53,7 +53,7 @@ class Options:
 DEFAULTS = {
     "learning_rate": 1e-3,
     "ent_coef": 4.5e-3,
-    "1 - gamma": 0.02,
+    "1 - gamma": 0.015,
     "recall_coef": 2.0,
     "visit_bonus": 0.3,
     "visit_budget": 4.0,

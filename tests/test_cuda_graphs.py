@@ -83,7 +83,7 @@ def train(script, device, step=None):
         graph_device = torch.device(device) if step and device == "cuda" else None
         script.set_learning_rate(optimizer, 1e-3 / (iteration + 1), graph_device)
         batch, carry = script.rollout(args, policy, envs, carry, 0.03)
-        losses = script.update(args, policy, optimizer, table, batch, 0.98, 0.01 / (iteration + 1), minibatch_step)
+        losses = script.update(args, policy, optimizer, table, batch, 0.01 / (iteration + 1), minibatch_step)
     return losses, torch.nn.utils.parameters_to_vector(policy.parameters()).detach().cpu()
 
 

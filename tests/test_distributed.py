@@ -66,7 +66,7 @@ def updated_parameters(script, share=slice(None)):
         },
     )
     args.max_grad_norm = 1e9
-    script.update(args, policy, torch.optim.SGD(policy.parameters(), lr=1.0), table, part, gamma=0.98, ent_coef=0.01)
+    script.update(args, policy, torch.optim.SGD(policy.parameters(), lr=1.0), table, part, ent_coef=0.01)
     return torch.nn.utils.parameters_to_vector(policy.parameters()).detach()
 
 

@@ -137,7 +137,7 @@ def test_first_minibatch_has_ratio_one_at_every_step(script, num_envs, memory_le
         output, _ = policy(envs.observations.frames, batch.state, batch.episode_start, batch.obs)
         ratio = (policy.distribution(output.logits).log_prob(batch.action) - batch.logprob).exp()
         assert (ratio - 1).abs().max() < 1e-4
-        losses = script.update(args, policy, optimizer, envs.observations, batch, args.gamma, 0.01)
+        losses = script.update(args, policy, optimizer, envs.observations, batch, 0.01)
         assert losses["first_minibatch_ratio_error"] < 1e-4
         after, _ = policy(envs.observations.frames, batch.state, batch.episode_start, batch.obs)
         moved = (policy.distribution(after.logits).log_prob(batch.action) - batch.logprob).exp() - 1
@@ -201,7 +201,7 @@ def test_terminated_and_out_of_time_at_once_is_a_termination(script):
 def test_advantages_against_the_definition(script):
     """GAE as a sum over the future of one episode, written without recursion."""
     args, _, batch, _ = toy_rollout(script, visit_bonus=0.25)
-    advantage, returns = script.advantages(args, batch, args.gamma)
+    advantage, returns = script.advantages(args, batch)
     T, N = batch.value.shape
     for n in range(N):
         for t in range(T):
@@ -290,12 +290,12 @@ def test_recall_loss_teaches_memory_and_zero_switches_it_off(script):
     before = policy.recall.weight.clone()
     optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
     args.recall_coef = 0.0
-    assert "recall_loss" not in script.update(args, policy, optimizer, TOY.observations, batch, args.gamma, 0.0)
+    assert "recall_loss" not in script.update(args, policy, optimizer, TOY.observations, batch, 0.0)
     assert torch.equal(policy.recall.weight, before)
     args.recall_coef, args.update_epochs = 1.0, 1
-    first = script.update(args, policy, optimizer, TOY.observations, batch, args.gamma, 0.0)["recall_loss"]
+    first = script.update(args, policy, optimizer, TOY.observations, batch, 0.0)["recall_loss"]
     for _ in range(60):
-        last = script.update(args, policy, optimizer, TOY.observations, batch, args.gamma, 0.0)["recall_loss"]
+        last = script.update(args, policy, optimizer, TOY.observations, batch, 0.0)["recall_loss"]
     assert last < 0.2 * first
 
 
@@ -308,7 +308,16 @@ def test_recall_asks_most_for_what_is_uncertain():
 
 @pytest.mark.parametrize(
     "progress, solved, share",
-    [(0.1, 0, 1), (0.5, 250, 1), (0.5, 325, 0.5), (0.1, 400, 0), (0.1, 500, 0), (0.75, 0, 0.5), (1, 0, 0)],
+    [
+        (0.1, 0, 1),
+        (0.5, 250, 1),
+        (0.5, 375, 0.5),
+        (0.1, 450, 0.2),
+        (0.1, 500, 0),
+        (0.75, 0, 1),
+        (0.875, 0, 0.5),
+        (1, 0, 0),
+    ],
 )
 def test_the_visit_bonus_fades_with_success_and_at_the_end(progress, solved, share):
     recent = [(1.0, 9.0, 1.0)] * solved + [(0.0, 9.0, 0.0)] * (500 - solved)
@@ -332,7 +341,7 @@ def test_fixed_shapes_give_the_same_numbers(script, memory_length):
         torch.manual_seed(5)
         for _ in range(3):
             batch, carry = script.rollout(args, policy, envs, carry, args.visit_bonus)
-            losses.append(script.update(args, policy, optimizer, envs.observations, batch, args.gamma, 0.01))
+            losses.append(script.update(args, policy, optimizer, envs.observations, batch, 0.01))
         rollouts.append(batch)
     assert torch.equal(rollouts[0].action, rollouts[1].action)
     for name in ("value", "logprob", "timeout_value", "reward"):
@@ -353,7 +362,7 @@ def test_more_observations_than_can_be_told_apart(script):
     carry = script.first_carry(policy, envs)
     for _ in range(3):
         batch, carry = script.rollout(args, policy, envs, carry, 0.5)
-        losses = script.update(args, policy, optimizer, envs.observations, batch, args.gamma, 0.0)
+        losses = script.update(args, policy, optimizer, envs.observations, batch, 0.0)
         assert losses["first_minibatch_ratio_error"] < 1e-4
         assert "recall_loss" not in losses
     assert batch.reward.tolist() == np.ones((6, 2)).tolist()
