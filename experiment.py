@@ -155,7 +155,7 @@ AT_LEAST_0 = [
     "visit_bonus",
 ]
 ABOVE_0 = ["learning_rate", "visit_budget", "clip_coef", "max_grad_norm", "target_kl"]
-FROM_0_TO_1 = ["gamma", "gae_lambda", "gate_floor", "fixed_gate"]
+FROM_0_TO_1 = ["gamma", "gae_lambda", "stop_at_success", "gate_floor", "fixed_gate"]
 
 
 def check_args(args: Any, num_processes: int) -> None:

@@ -105,6 +105,8 @@ class Args:
 
     total_timesteps: int = 750_000
     """environment steps of the whole run"""
+    stop_at_success: float | None = None
+    """end training earlier, once so large a share of the last 500 training episodes was solved; None: never"""
     num_envs: int = 64
     """N, environments played at once"""
     num_steps: int = 32
@@ -590,6 +592,8 @@ def main(args: Args) -> dict:
         seed=args.seed + rank * PROCESS_SEED,
         device=device,
     )
+    if args.stop_at_success is not None and not envs.has_success:
+        raise InputError(f"--stop-at-success {args.stop_at_success}: {args.env_id} does not tell what success is.")
     table = envs.observations
     policy = make_agent(args, table.space, envs.action_space, table.capacity).to(device)
     if device.type == "cuda":
@@ -648,9 +652,9 @@ def main(args: Args) -> dict:
             }
             save_checkpoint(run.checkpoint_file, payload)
 
-    last_save, stop, warned = time.monotonic(), False, False
+    last_save, stop, solved, warned = time.monotonic(), False, False, False
     with Interrupt() as interrupt:
-        while step < args.total_timesteps and not stop:
+        while step < args.total_timesteps and not (stop or solved):
             began = time.monotonic()
             anneal_steps = args.anneal_steps or args.total_timesteps
             learning_rate = schedule(args.learning_rate, args.final_learning_rate, step, anneal_steps)
@@ -668,6 +672,9 @@ def main(args: Args) -> dict:
             seconds += time.monotonic() - began
             for finished in gather(batch.episode[batch.done].tolist()):
                 recent.extend(finished)
+            episodes = episode_metrics(recent, envs.has_success)
+            success_rate = episodes.get("train/success_rate", 0) if len(recent) == RECENT_EPISODES else 0
+            solved = args.stop_at_success is not None and success_rate >= args.stop_at_success
             if rank == 0:
                 metrics = {
                     "charts/learning_rate": learning_rate,
@@ -676,10 +683,10 @@ def main(args: Args) -> dict:
                     "charts/SPS": step / seconds,
                     **{f"losses/{name}": value for name, value in losses.items()},
                     **gate_metrics(batch.gate),
-                    **episode_metrics(recent, envs.has_success),
+                    **episodes,
                 }
                 for level in ("0.95", "0.99"):
-                    if len(recent) == RECENT_EPISODES and metrics.get("train/success_rate", 0) >= float(level):
+                    if success_rate >= float(level):
                         milestones.setdefault(level, [step, seconds])
                 if not (table.distinct or warned) and (args.recall_coef or args.visit_bonus):
                     warned = True

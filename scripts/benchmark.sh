@@ -2,6 +2,7 @@
 # Repeat the published experiments, JOBS runs at a time, one thread each:
 #
 #   JOBS=2 bash scripts/benchmark.sh main        # 3 agents x 4 mazes x 5 seeds
+#   bash scripts/benchmark.sh alone              # PALMER with the whole machine until 0.99, one run at a time
 #   JOBS=2 bash scripts/benchmark.sh ablations   # PALMER on two mazes, one thing changed at a time
 #   JOBS=2 bash scripts/benchmark.sh original    # the settings of the original publication, updated correctly
 #   JOBS=2 bash scripts/benchmark.sh larger      # trained on mazes of size 25 and 33
@@ -33,6 +34,10 @@ failed=0
 case $part in
 main)
     sweep ""
+    ;;
+alone)
+    export ALGOS=palmer JOBS=1 # sweep.sh gives a single run all cores
+    sweep "" --stop-at-success 0.99 --eval-every 0
     ;;
 ablations)
     export ALGOS=${ALGOS:-palmer}
@@ -70,7 +75,7 @@ generalise)
     exit
     ;;
 *)
-    echo "error: '$part': must be main, ablations, original, larger or generalise" >&2
+    echo "error: '$part': must be main, alone, ablations, original, larger or generalise" >&2
     exit 2
     ;;
 esac

@@ -20,7 +20,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,50 +87,21 @@ def train(algo: str, env_id: str, seed: int, settings: dict[str, float | int], t
             "run_dir": folder,
             "eval_every": 0,
             "final_eval_episodes": 1,
+            "stop_at_success": SOLVED,
         }
         command = [sys.executable, f"ppo_{algo}.py", "--no-save-model"]
         for name, value in flags.items():
             command += ["--" + name.replace("_", "-"), str(value)]
         # One thread each: several searches share a machine well, and the seconds of a run can be compared.
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        output = Path(folder, "train.log")
-        with open(output, "w", encoding="utf-8") as log:
-            process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
-        try:
-            while process.poll() is None:
-                time.sleep(1)
-                if reached := steps_and_seconds(Path(folder, "metrics.jsonl")):
-                    break
-            reached = steps_and_seconds(Path(folder, "metrics.jsonl"))
-        finally:
-            process.kill()
-            process.wait()
-        if reached:
-            steps, seconds = reached
-        elif process.returncode == 0:
-            last = read_rows(Path(folder, "metrics.jsonl"))[-2]  # before the row of the final evaluation
-            steps, seconds = 2 * total_timesteps, 2 * total_timesteps / last["charts/SPS"]
-        else:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{output.read_text(encoding='utf-8')[-2000:]}")
+        process = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{process.stderr[-2000:]}")
+        summary = json.loads(Path(folder, "summary.json").read_text(encoding="utf-8"))
+    steps, seconds = summary[f"steps_to_{SOLVED}"], summary[f"seconds_to_{SOLVED}"]
+    if steps is None:
+        steps, seconds = 2 * summary["steps"], 2 * summary["seconds"]
     return 0.5 * (math.log2(steps / 100_000) + math.log2(seconds / 30))
-
-
-def read_rows(metrics: Path) -> list[dict]:
-    if not metrics.exists():
-        return []
-    text = metrics.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def steps_and_seconds(metrics: Path) -> tuple[int, float] | None:
-    """When the success rate of the last 500 training episodes first was SOLVED; None if not yet.
-
-    The first 20,000 steps are left out: the rate is then that of the few quick episodes that have ended.
-    """
-    for row in read_rows(metrics):
-        if row["step"] > 20_000 and (row.get("train/success_rate") or 0) >= SOLVED:
-            return row["step"], row["step"] / row["charts/SPS"]
-    return None
 
 
 def objective(trial: optuna.Trial, total_timesteps: int) -> float:

@@ -142,6 +142,17 @@ def rows_so_far(run_dir):
     return file.read_text().splitlines() if file.exists() else []
 
 
+@pytest.mark.parametrize("level", [0.05, None])
+def test_a_run_may_stop_once_enough_is_solved(level, monkeypatch, tmp_path):
+    """With two recent episodes instead of 500, chance solves enough within the first rollouts."""
+    monkeypatch.setattr(ppo_palmer, "RECENT_EPISODES", 2)
+    args = tiny_args(ppo_palmer, tmp_path / "run", num_envs=16, total_timesteps=1024, eval_every=0)
+    args.stop_at_success = level
+    summary = ppo_palmer.main(args)
+    assert (summary["steps"] < 1024) == (level is not None)
+    assert summary["evaluation"]["episodes"] == args.final_eval_episodes, "the evaluation follows all the same"
+
+
 def test_resuming_real_environments_says_that_episodes_restart(tmp_path, capsys):
     flags = {"env_backend": "gymnasium", "total_timesteps": 128, "eval_every": 0}
     ppo_palmer.main(tiny_args(ppo_palmer, tmp_path / "run", **flags))
@@ -239,6 +250,8 @@ def test_evaluation_counts_every_episode_once_and_its_seeds_are_held_out(monkeyp
         ("--num-minibatches 3", "--num-minibatches 3"),
         ("--num-envs 0", "--num-envs 0"),
         ("--gamma 1.5", "--gamma 1.5"),
+        ("--stop-at-success 1.5", "--stop-at-success 1.5"),
+        ("--stop-at-success 0.9 --env-id CartPole-v1", "--stop-at-success 0.9"),
         ("--learning-rate 0", "--learning-rate 0"),
         ("--visit-bonus -0.1", "--visit-bonus -0.1"),
         ("--resume /nowhere", "--resume /nowhere"),

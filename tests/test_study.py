@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pandas as pd
+import pytest
 
 import evaluate
 import ppo_lstm
@@ -159,15 +160,17 @@ def test_a_run_that_does_not_get_there_counts_twice_its_steps():
     assert 0 < 30 * 2**seconds < 60
 
 
-def test_a_run_is_judged_when_it_first_gets_there(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    assert tune.steps_and_seconds(file) is None
-    rows = [logged(2_000, 1.0), logged(30_000, 0.94)]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert tune.steps_and_seconds(file) is None, "the first few episodes do not count"
-    rows += [logged(40_000, 0.96), logged(50_000, 0.99)]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 60')
-    assert tune.steps_and_seconds(file) == (40_000, 40.0)
+def test_a_run_is_judged_when_it_first_gets_there(monkeypatch):
+    def run(command, **_):
+        flags = dict(zip(command[3::2], command[4::2], strict=True))
+        assert flags["--stop-at-success"] == "0.95" and flags["--seed"] == "1000" and flags["--ent-coef"] == "0.1"
+        summary = {"steps": 90_000, "seconds": 70.0, "steps_to_0.95": 50_000, "seconds_to_0.95": 60.0}
+        Path(flags["--run-dir"], "summary.json").write_text(json.dumps(summary))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(tune.subprocess, "run", run)
+    value = tune.train("lstm", "MiniGrid-MemoryS5-v0", 1000, {"ent_coef": 0.1}, 100_000)
+    assert value == pytest.approx(0), "half the steps of the measure and twice the seconds"
 
 
 # ------------------------------------------------------------------------------------- published checkpoints
