@@ -259,6 +259,22 @@ def main_table(runs: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
+def alone_table(runs: pd.DataFrame) -> list[list[str]]:
+    rows = [["environment", "runs at 0.99", "threads", "seconds to 0.99: median (least to most)", "steps to 0.99"]]
+    for (env, _), group in groups(runs):
+        seconds = group["seconds_to_0.99"]
+        rows.append(
+            [
+                ENVS[env],
+                f"{seconds.notna().sum()} of {len(group)}",
+                str(group["threads"].iloc[0]),
+                f"{number(median(seconds), '{:.0f}')} ({seconds.min():.0f} to {seconds.max():.0f})",
+                number(median(group["steps_to_0.99"]) / 1e6, "{:.2f}M"),
+            ]
+        )
+    return rows
+
+
 def experiments_table(runs: pd.DataFrame, labels: dict[str, str], agents: bool) -> list[list[str]]:
     header = ["", "environment", *(["agent"] if agents else []), "seeds", "runs at 0.99", "success: median (least)"]
     rows = [[*header, "length", "steps to 0.95", "steps to 0.99"]]
@@ -347,6 +363,9 @@ def main() -> None:
 
     if (gate := read("gate", "runs")) is not None:
         replace_table("gate", markdown(gate_table(gate)))
+
+    if (alone := read("alone", "runs")) is not None:
+        replace_table("alone", markdown(alone_table(alone)))
 
     if (ablated := read("ablations", "runs")) is not None:
         unchanged = (runs["algo"] == "palmer") & runs["env"].isin(ablated["env"])

@@ -343,6 +343,13 @@ def test_benchmark_runs_every_ablation_and_collects_it(repository):
     assert {row["algo"] for row in rows} == {"palmer"}
 
 
+def test_benchmark_gives_a_run_alone_the_whole_machine(repository):
+    result = benchmark(repository, "alone", ENVS="Maze-v0", SEEDS="1", JOBS="2")
+    assert result.returncode == 0, result.stderr
+    (row,) = csv.DictReader((repository / "results/alone/runs.csv").open())
+    assert row["algo"] == "palmer" and "--stop-at-success 0.99" in row["command"]
+
+
 def test_benchmark_goes_on_after_a_failure_and_tells(repository):
     result = benchmark(repository, "main", ENVS="Maze-v0", SEEDS="1 2", ALGOS="lstm", FAILING_SEED="1")
     assert result.returncode == 1
@@ -354,4 +361,4 @@ def test_benchmark_goes_on_after_a_failure_and_tells(repository):
 def test_benchmark_refuses_an_unknown_part(repository):
     result = benchmark(repository, "everything")
     assert result.returncode == 2
-    assert "must be main, ablations" in result.stderr
+    assert "must be main, alone, ablations" in result.stderr

@@ -95,6 +95,16 @@ def test_main_table_counts_solved_runs_and_takes_medians():
     assert [row[0] for row in table[1:]] == ["S11"] * 3 + ["S17Random"] * 3
 
 
+def test_alone_table_gives_the_spread_of_the_clock():
+    runs = some_runs().query("algo == 'palmer'").assign(threads=2)
+    runs.loc[runs["env"].str.contains("S17") & (runs["seed"] == 3), ["steps_to_0.99", "seconds_to_0.99"]] = math.nan
+    table = plot_results.alone_table(runs)
+    assert table[1:] == [
+        ["S11", "3 of 3", "2", "20 (10 to 30)", "0.20M"],
+        ["S17Random", "2 of 3", "2", "20 (10 to 20)", "0.20M"],
+    ]
+
+
 def test_scores_are_the_budget_left_and_zero_for_never():
     scores = plot_results.scores(some_runs())
     np.testing.assert_allclose(scores["palmer"], 0.8, atol=1e-4)
@@ -107,7 +117,7 @@ def test_aggregates_know_who_is_better(monkeypatch):
     table = plot_results.aggregates_table(some_runs())
     assert table[1][1].startswith("0.800")
     assert table[2][2].startswith("1.00") and table[3][2].startswith("1.00"), "fewer steps in every run"
-    assert table[2][3].startswith("0.50"), "the same seconds"
+    assert table[2][3].startswith("0.50") and table[2][4].startswith("0.50"), "the same seconds and lengths"
 
 
 def test_gate_table_has_a_column_for_each_phase():
