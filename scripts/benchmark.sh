@@ -54,8 +54,12 @@ ablations)
 original)
     export ENVS=${ENVS:-$(maze S13) $(maze S17Random)}
     export SEEDS=${ORIGINAL_SEEDS:-1}
-    sweep plain_ppo --preset report
-    sweep with_aids --preset report --recall-coef 2 --visit-bonus 0.3
+    for algo in ${ALGOS:-palmer lstm trxl}; do
+        layers=() # the original's code had one LSTM layer where its table says three
+        [[ $algo == trxl ]] || layers=(--lstm-layers 1)
+        ALGOS=$algo sweep plain_ppo --preset report "${layers[@]}"
+        ALGOS=$algo sweep with_aids --preset report "${layers[@]}" --recall-coef 2 --visit-bonus 0.3
+    done
     ;;
 larger)
     export ENVS=${ENVS:-$(maze S25Random) $(maze S33Random)}

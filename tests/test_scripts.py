@@ -343,6 +343,19 @@ def test_benchmark_runs_every_ablation_and_collects_it(repository):
     assert {row["algo"] for row in rows} == {"palmer"}
 
 
+def test_benchmark_repeats_the_original_with_its_one_lstm_layer(repository):
+    result = benchmark(repository, "original", ENVS="Maze-v0")
+    assert result.returncode == 0, result.stderr
+    rows = list(csv.DictReader((repository / "results/original/runs.csv").open()))
+    assert {(row["experiment"], row["algo"]) for row in rows} == {
+        (experiment, algo) for experiment in ("plain_ppo", "with_aids") for algo in ("palmer", "lstm", "trxl")
+    }
+    for row in rows:
+        assert "--preset report" in row["command"]
+        assert ("--lstm-layers 1" in row["command"]) == (row["algo"] != "trxl")
+        assert ("--visit-bonus 0.3" in row["command"]) == (row["experiment"] == "with_aids")
+
+
 def test_benchmark_gives_a_run_alone_the_whole_machine(repository):
     result = benchmark(repository, "alone", ENVS="Maze-v0", SEEDS="1", JOBS="2")
     assert result.returncode == 0, result.stderr
