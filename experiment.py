@@ -150,6 +150,7 @@ AT_LEAST_0 = [
     "final_learning_rate",
     "ent_coef",
     "final_ent_coef",
+    "solved_ent_coef",
     "vf_coef",
     "recall_coef",
     "visit_bonus",

@@ -57,7 +57,6 @@ from palmer_policy import MemoryPolicy, MemoryState, PalmerPolicy
 ALGO = "palmer"
 RECENT_EPISODES = 500  # the training success rate is that of the episodes that ended last
 LEAST_SPREAD = 0.02  # of advantages to normalise by; below it they are noise
-BESIDE_BONUS = 0.45  # share of the entropy coefficient while all of the visit bonus is paid
 PROCESS_SEED = 1_000_000  # apart from one process's seed to the next one's
 
 
@@ -103,7 +102,7 @@ class Args:
     max_episode_steps: int | None = None
     """episode limit in steps; 0: the environment's own; not given: 96 for MiniGrid Memory, its own elsewhere"""
 
-    total_timesteps: int = 750_000
+    total_timesteps: int = 1_000_000
     """environment steps of the whole run"""
     stop_at_success: float | None = None
     """end training earlier, once so large a share of the last 500 training episodes was solved; None: never"""
@@ -117,7 +116,7 @@ class Args:
     """passes over each rollout"""
     learning_rate: float = 1e-3
     """Adam's learning rate at the start"""
-    final_learning_rate: float | None = 1e-4
+    final_learning_rate: float | None = 0.0
     """learning rate at the end of annealing; None: constant"""
     anneal_steps: int = 0
     """environment steps over which learning rate and entropy coefficient are annealed; 0: the whole run"""
@@ -131,10 +130,13 @@ class Args:
     """PPO's clipping range of the probability ratio"""
     clip_vloss: bool = False
     """clip the value loss by the same range"""
-    ent_coef: float = 4.5e-3
-    """entropy coefficient at the start, in units of the reward; less than half while the visit bonus explores"""
+    ent_coef: float = 2e-3
+    """entropy coefficient at the start, in units of the reward"""
     final_ent_coef: float | None = 3e-4
     """entropy coefficient at the end of annealing; None: constant"""
+    solved_ent_coef: float | None = 6e-3
+    """entropy coefficient of an agent that solves everything, so that it finds shorter ways: reached between 0.97 and
+    1 success, left again in the last two fifths of the run; None: success makes no difference"""
     vf_coef: float = 0.5
     """coefficient of the value loss"""
     max_grad_norm: float = 0.5
@@ -201,6 +203,7 @@ PRESETS = {
         clip_vloss=True,
         ent_coef=1e-4,
         final_ent_coef=1e-6,
+        solved_ent_coef=None,
         max_grad_norm=0.25,
         recall_coef=0.0,
         visit_bonus=0.0,
@@ -570,8 +573,21 @@ def exploration(progress: float, recent: deque) -> float:
     shortest way but goes on looking back while it still fails; where success stays away or is not known, less in the
     last quarter of the run.
     """
-    success_rate = sum(success for _, _, success in recent) / RECENT_EPISODES
-    return min(1.0, 4 * (1 - progress), 2 * (1 - success_rate))
+    return min(1.0, 4 * (1 - progress), 2 * (1 - share_solved(recent)))
+
+
+def sureness(progress: float, recent: deque) -> float:
+    """How far the entropy coefficient has risen to `solved_ent_coef`, 0 to 1, after `progress` (0 to 1) of the run.
+
+    Chance is cheap for who knows the answer: it rises once 97% of the recent episodes were solved, and falls again
+    over the last two fifths of the run, where the ways that were found are to be walked without detours.
+    """
+    return min(1.0, max(0.0, (share_solved(recent) - 0.97) / 0.03)) * min(1.0, 2.5 * (1 - progress))
+
+
+def share_solved(recent: deque) -> float:
+    """Of the last RECENT_EPISODES, those still to come counted as not solved."""
+    return sum(success for _, _, success in recent) / RECENT_EPISODES
 
 
 def main(args: Args) -> dict:
@@ -659,10 +675,9 @@ def main(args: Args) -> dict:
             anneal_steps = args.anneal_steps or args.total_timesteps
             learning_rate = schedule(args.learning_rate, args.final_learning_rate, step, anneal_steps)
             ent_coef = schedule(args.ent_coef, args.final_ent_coef, step, anneal_steps)
-            share = exploration(step / args.total_timesteps, recent)
-            visit_bonus = args.visit_bonus * share
-            if args.visit_bonus and table.distinct:  # the bonus explores first; chance, later, finds shorter ways
-                ent_coef *= 1 - (1 - BESIDE_BONUS) * share
+            visit_bonus = args.visit_bonus * exploration(step / args.total_timesteps, recent)
+            if args.solved_ent_coef is not None:
+                ent_coef += (args.solved_ent_coef - ent_coef) * sureness(step / args.total_timesteps, recent)
             set_learning_rate(optimizer, learning_rate, device if args.cuda_graphs else None)
 
             batch, carry = rollout(args, policy, envs, carry, visit_bonus)

@@ -34,6 +34,8 @@ PHASES = [
     "schedule",
     "set_learning_rate",
     "exploration",
+    "sureness",
+    "share_solved",
     "main",
     "save_carry",
     "load_carry",
@@ -323,6 +325,16 @@ def test_the_visit_bonus_fades_with_success_and_at_the_end(progress, solved, sha
     recent = [(1.0, 9.0, 1.0)] * solved + [(0.0, 9.0, 0.0)] * (500 - solved)
     assert ppo_palmer.exploration(progress, recent) == pytest.approx(share)
     assert ppo_palmer.exploration(0.0, []) == 1
+
+
+@pytest.mark.parametrize(
+    "progress, solved, rise",
+    [(0.1, 0, 0), (0.1, 485, 0), (0.1, 490, 1 / 3), (0.6, 500, 1), (0.8, 500, 0.5), (0.8, 490, 1 / 6), (1, 500, 0)],
+)
+def test_a_sure_agent_tries_more_until_the_run_comes_to_its_end(progress, solved, rise):
+    recent = [(1.0, 9.0, 1.0)] * solved + [(0.0, 9.0, 0.0)] * (500 - solved)
+    assert ppo_palmer.sureness(progress, recent) == pytest.approx(rise)
+    assert ppo_palmer.sureness(0.0, [(1.0, 9.0, 1.0)] * 9) == 0, "a few first episodes prove nothing"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
