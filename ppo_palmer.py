@@ -9,8 +9,8 @@ CleanRL (https://github.com/vwxyzjn/cleanrl); the policy is in palmer_policy.py,
 One observation's way through this file: `rollout` plays T steps in N environments and keeps the memory state it
 started from; `advantages` looks back over the rewards; `update` cuts the rollout into minibatches of whole sequences,
 and `minibatch_step` runs one through the policy again, from that same state, so that the policy that learns is the
-policy that acted; `main` repeats. ppo_lstm.py and
-ppo_trxl.py differ from this file in `make_agent` and its flags alone.
+policy that acted; `main` repeats. ppo_lstm.py and ppo_trxl.py differ from this file in `make_agent` and its flags
+alone.
 """
 
 import time
@@ -688,8 +688,7 @@ def main(args: Args) -> dict:
             for finished in gather(batch.episode[batch.done].tolist()):
                 recent.extend(finished)
             episodes = episode_metrics(recent, envs.has_success)
-            success_rate = episodes.get("train/success_rate", 0) if len(recent) == RECENT_EPISODES else 0
-            solved = args.stop_at_success is not None and success_rate >= args.stop_at_success
+            solved = args.stop_at_success is not None and share_solved(recent) >= args.stop_at_success
             if rank == 0:
                 metrics = {
                     "charts/learning_rate": learning_rate,
@@ -701,7 +700,7 @@ def main(args: Args) -> dict:
                     **episodes,
                 }
                 for level in ("0.95", "0.99"):
-                    if success_rate >= float(level):
+                    if share_solved(recent) >= float(level):
                         milestones.setdefault(level, [step, seconds])
                 if not (table.distinct or warned) and (args.recall_coef or args.visit_bonus):
                     warned = True

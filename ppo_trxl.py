@@ -709,8 +709,7 @@ def main(args: Args) -> dict:
             for finished in gather(batch.episode[batch.done].tolist()):
                 recent.extend(finished)
             episodes = episode_metrics(recent, envs.has_success)
-            success_rate = episodes.get("train/success_rate", 0) if len(recent) == RECENT_EPISODES else 0
-            solved = args.stop_at_success is not None and success_rate >= args.stop_at_success
+            solved = args.stop_at_success is not None and share_solved(recent) >= args.stop_at_success
             if rank == 0:
                 metrics = {
                     "charts/learning_rate": learning_rate,
@@ -722,7 +721,7 @@ def main(args: Args) -> dict:
                     **episodes,
                 }
                 for level in ("0.95", "0.99"):
-                    if success_rate >= float(level):
+                    if share_solved(recent) >= float(level):
                         milestones.setdefault(level, [step, seconds])
                 if not (table.distinct or warned) and (args.recall_coef or args.visit_bonus):
                     warned = True
