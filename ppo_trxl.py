@@ -7,10 +7,10 @@ CleanRL (https://github.com/vwxyzjn/cleanrl); the policy is in palmer_policy.py,
     python evaluate.py --checkpoint runs/RUN/checkpoint.pt
 
 One observation's way through this file: `rollout` plays T steps in N environments and keeps the memory state it
-started from; `advantages` looks back over the rewards; `update` cuts the rollout into minibatches of whole sequences,
-and `minibatch_step` runs one through the policy again, from that same state, so that the policy that learns is the
-policy that acted; `main` repeats. ppo_palmer.py and
-ppo_lstm.py differ from this file in the policy, `make_agent` and its flags alone.
+started from; `advantages` looks back over the rewards; `update` cuts the rollout into minibatches of whole
+sequences, and `minibatch_step` runs one through the policy again, from that same state, so that the policy that
+learns is the policy that acted; `main` repeats. ppo_palmer.py and ppo_lstm.py differ from this file in the policy,
+`make_agent` and its flags alone.
 """
 
 import time
