@@ -327,15 +327,19 @@ def describe_session() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The project's commit, with "-dirty" if files were changed since; None outside of its repository."""
+    """The project's commit, with "-dirty" if files were changed since; None outside of its repository.
+
+    What changes in results/ does not count: tables are written there between the runs of one study.
+    """
     here = Path(__file__).resolve().parent
     # --git-dir, so that a repository around an unpacked copy of this one is not taken for it.
-    command = ["git", "--git-dir", str(here / ".git"), "--work-tree", str(here), "describe"]
-    command += ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    git = ["git", "--git-dir", str(here / ".git"), "--work-tree", str(here)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":/", ":!/results"], capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return commit.stdout.strip() + ("-dirty" if changed.returncode else "")
 
 
 def log_files(folder: Path) -> list[Path]:

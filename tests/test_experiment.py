@@ -235,13 +235,21 @@ def test_git_commit_is_the_projects_own(tmp_path, monkeypatch):
 
     def commit(folder):
         subprocess.run([*git, "init", "-q"], cwd=folder, check=True)
+        subprocess.run([*git, "add", "."], cwd=folder, check=True)
         subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], cwd=folder, check=True)
 
     commit(tmp_path / "around")
     assert experiment.git_commit() is None
+    (project / "results").mkdir()
+    (project / "results" / "runs.csv").write_text("0.5")
+    (project / "experiment.py").write_text("pass")
     commit(project)
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=project, capture_output=True, text=True, check=True)
     assert experiment.git_commit() == head.stdout.strip()
+    (project / "results" / "runs.csv").write_text("1.0")
+    assert experiment.git_commit() == head.stdout.strip()
+    (project / "experiment.py").write_text("print()")
+    assert experiment.git_commit() == head.stdout.strip() + "-dirty"
 
 
 def test_unwritable_run_dir_is_refused(tmp_path):
