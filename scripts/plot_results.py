@@ -177,9 +177,8 @@ def negated(runs: pd.DataFrame, column: str) -> dict[str, np.ndarray]:
 
 def interval(function, values: dict) -> tuple[dict, dict]:
     """rliable's estimates with 95% stratified bootstrap intervals; the same at every call."""
-    return rly.get_interval_estimates(
-        values, function, reps=BOOTSTRAP_REPETITIONS, random_state=np.random.RandomState(0)
-    )
+    np.random.seed(0)  # rliable draws from NumPy's global generator, whatever random_state it is given
+    return rly.get_interval_estimates(values, function, reps=BOOTSTRAP_REPETITIONS)
 
 
 def aggregates_table(runs: pd.DataFrame) -> list[list[str]]:
@@ -211,8 +210,8 @@ def plot_profiles(runs: pd.DataFrame) -> None:
         largest = 1.05 * runs[column].max()  # a run counts only right of its own threshold
         tau = np.linspace(0, largest, 60)
         # rliable's profiles count scores above a threshold: less is better here, so both are negated.
-        profile, bounds = rly.create_performance_profile(
-            negated(runs, column), -tau[::-1], reps=BOOTSTRAP_REPETITIONS
+        profile, bounds = interval(
+            lambda scores, tau=-tau[::-1]: rly.score_distributions(scores, tau), negated(runs, column)
         )
         for algo, agent in AGENTS.items():
             ax.plot(tau / scale, profile[algo][::-1], color=COLORS[algo], label=agent)

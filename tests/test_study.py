@@ -118,6 +118,8 @@ def test_aggregates_know_who_is_better(monkeypatch):
     assert table[1][1].startswith("0.800")
     assert table[2][2].startswith("1.00") and table[3][2].startswith("1.00"), "fewer steps in every run"
     assert table[2][3].startswith("0.50") and table[2][4].startswith("0.50"), "the same seconds and lengths"
+    np.random.rand()
+    assert plot_results.aggregates_table(some_runs()) == table, "intervals that are drawn anew"
 
 
 def test_gate_table_has_a_column_for_each_phase():
