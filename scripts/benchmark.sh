@@ -71,7 +71,7 @@ generalise)
     : >results/generalise/runs.jsonl
     export OMP_NUM_THREADS=1
     for checkpoint in runs/main/*S17Random*/checkpoint.pt; do
-        for size in 17 21 25 33; do # with the step limit of 96 scaled by size
+        for size in 17 21 25 33 49 65; do # with the step limit of 96 scaled by size
             "$PYTHON" evaluate.py --checkpoint "$checkpoint" --env-id "MiniGrid-MemoryS${size}Random-v0" \
                 --max-episode-steps $((96 * size / 17)) --episodes 300 --json | tee -a results/generalise/runs.jsonl
         done

@@ -24,7 +24,7 @@ from rliable import metrics
 ROOT = Path(__file__).resolve().parent.parent
 ENVS = {
     f"MiniGrid-Memory{name}-v0": name
-    for name in ("S11", "S13", "S13Random", "S17Random", "S21Random", "S25Random", "S33Random")
+    for name in ("S11", "S13", "S13Random", *(f"S{size}Random" for size in (17, 21, 25, 33, 49, 65)))
 }
 AGENTS = {"palmer": "PALMER", "lstm": "PPO-LSTM", "trxl": "PPO-TrXL"}
 COLORS = {"palmer": "#d1495b", "lstm": "#2e86ab", "trxl": "#6a994e"}
