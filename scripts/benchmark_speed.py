@@ -23,6 +23,7 @@ packages; `memory_before_mb` is what that was before the first rollout.
 """
 
 import dataclasses
+import gc
 import importlib
 import os
 import platform
@@ -247,6 +248,7 @@ def profile_minibatch(agent: Agent, batch: Any) -> dict[str, float]:
     def step(*inputs: Any) -> Any:
         if total:
             return script.minibatch_step(*inputs)
+        gc.collect()  # so that Python does not tidy up just then
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
             began = time.perf_counter()
             losses = script.minibatch_step(*inputs)
