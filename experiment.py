@@ -321,7 +321,7 @@ def describe_session() -> dict[str, Any]:
             **{package: importlib.metadata.version(package) for package in packages},
             "commit": git_commit(),
         },
-        "command": shlex.join(sys.orig_argv),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),  # where Python lies is nobody else's business
         "threads": torch.get_num_threads(),
     }
 

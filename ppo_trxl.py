@@ -708,7 +708,6 @@ def main(args: Args) -> dict:
             seconds += time.monotonic() - began
             for finished in gather(batch.episode[batch.done].tolist()):
                 recent.extend(finished)
-            episodes = episode_metrics(recent, envs.has_success)
             solved = args.stop_at_success is not None and share_solved(recent) >= args.stop_at_success
             if rank == 0:
                 metrics = {
@@ -718,7 +717,7 @@ def main(args: Args) -> dict:
                     "charts/SPS": step / seconds,
                     **{f"losses/{name}": value for name, value in losses.items()},
                     **gate_metrics(batch.gate),
-                    **episodes,
+                    **episode_metrics(recent, envs.has_success),
                 }
                 for level in ("0.95", "0.99"):
                     if share_solved(recent) >= float(level):

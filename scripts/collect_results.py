@@ -70,7 +70,7 @@ def main() -> None:
             config = json.loads((row["folder"] / "config.json").read_text(encoding="utf-8"))
             key = {"experiment": experiment, "algo": row["algo"], "env": row["env"], "seed": row["seed"]}
             made_by = {"threads": config["threads"], "commit": config["versions"]["commit"]}
-            made_by["command"] = " ".join(["python", *config["command"].split(" ")[1:]])
+            made_by["command"] = config["command"]
             runs.append(key | {name: row.get(name) for name in sweep_table.COLUMNS} | made_by)
             curves += [key | point for point in curve(row["folder"] / "metrics.jsonl")]
     if not runs:

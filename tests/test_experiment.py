@@ -224,7 +224,7 @@ def test_a_new_run_makes_its_folder_and_tells_how_it_was_made(tmp_path, monkeypa
     assert config["versions"]["torch"] == torch.__version__
     assert {"python", "gymnasium", "minigrid", "numpy", "commit"} <= config["versions"].keys()
     assert config["threads"] == torch.get_num_threads()
-    assert "pytest" in config["command"]
+    assert "pytest" in config["command"] and config["command"].split()[0] == "python"
 
 
 def test_git_commit_is_the_projects_own(tmp_path, monkeypatch):

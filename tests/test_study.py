@@ -33,7 +33,7 @@ def write_run(folder, algo="palmer", seed=1, rows=()):
     summary["evaluation"] = evaluation | {"mean_return": 0.9}
     summary["greedy_evaluation"] = evaluation | {"success_rate": 0.99, "mean_length": 14.5}
     (folder / "summary.json").write_text(json.dumps(summary))
-    config = {"threads": 1, "versions": {"commit": "abc"}, "command": "/home/me/python ppo_palmer.py --seed 1"}
+    config = {"threads": 1, "versions": {"commit": "abc"}, "command": "python ppo_palmer.py --seed 1"}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
