@@ -51,6 +51,8 @@ class Args:
     """take the most probable action instead of sampling"""
     max_episode_steps: int | None = None
     """episode limit in steps; 0: the environment's own; not given: as in training"""
+    memory_length: int | None = None
+    """steps that the Transformer sees; not given: as in training"""
     json: bool = False
     """print one JSON object and nothing else"""
     video: str | None = None
@@ -94,8 +96,9 @@ def play(
     seed: int,
     greedy: bool,
     video: EpisodeVideo | None,
-) -> Iterator[tuple[float, int, bool]]:
-    """Play `episodes` episodes in parallel -> return, length and termination with reward of each, as it ends.
+) -> Iterator[tuple[float, int, bool, bool]]:
+    """Play `episodes` episodes in parallel -> of each, as it ends: return, length, was it terminated with a reward,
+    was it cut off at the episode limit.
 
     The video shows the first episodes of the first environment.
     """
@@ -129,7 +132,7 @@ def play(
             episode.length += 1
             if terminated or truncated:
                 rewarded = bool(terminated and reward > 0)
-                yield episode.total_reward, episode.length, rewarded
+                yield episode.total_reward, episode.length, rewarded, truncated and not terminated
                 if recording:
                     video.end_episode(rewarded if is_minigrid(episode.env.spec) else None)
                     recorded += 1
@@ -157,7 +160,8 @@ def evaluate_policy(
 
     training: the training script's arguments, of which env_id, obs_mode, agent_view_size and max_episode_steps
     count. Success rates are None where the environment is not of MiniGrid's, as nothing there says what success
-    is. Lengths are in steps; returns are the environment's own, without discount or bonus.
+    is. In a Memory maze what is neither a success nor a time-out ended at the wrong object. Lengths are in steps;
+    returns are the environment's own, without discount or bonus.
     """
     recorder = EpisodeVideo(video) if video else None
     parallel = min(PARALLEL, episodes)
@@ -176,11 +180,13 @@ def evaluate_policy(
     played = list(play(policy, envs, episodes, seed, greedy, recorder))
     if recorder:
         recorder.close()
-    successes = sum(rewarded for _, _, rewarded in played)
+    totals, lengths, rewarded, timed_out = zip(*played, strict=True)
+    successes = sum(rewarded)
     has_success = is_minigrid(find_spec(training.env_id))
     low, high = wilson_interval(successes, episodes) if has_success else (None, None)
     for env in envs:
         env.close()
+    transformer = getattr(policy, "transformer", None)
     return {
         "env_id": training.env_id,
         "algo": algo,
@@ -189,10 +195,12 @@ def evaluate_policy(
         "success_rate": successes / episodes if has_success else None,
         "success_ci_low": low,
         "success_ci_high": high,
-        "mean_length": sum(length for _, length, _ in played) / episodes,
-        "mean_return": sum(total for total, _, _ in played) / episodes,
+        "timeout_rate": sum(timed_out) / episodes,
+        "mean_length": sum(lengths) / episodes,
+        "mean_return": sum(totals) / episodes,
         "greedy": greedy,
         "steps_trained": steps_trained,
+        "memory_length": getattr(transformer, "memory_length", None),
     }
 
 
@@ -236,6 +244,8 @@ def main(args: Args) -> dict[str, Any]:
     if args.max_episode_steps is not None:
         training = dataclasses.replace(training, max_episode_steps=args.max_episode_steps)
     check_fit(policy, training, trained_on)
+    if args.memory_length is not None:
+        set_memory_length(policy, checkpoint["algo"], args.memory_length)
     result = evaluate_policy(
         policy,
         training,
@@ -268,6 +278,15 @@ def check_fit(policy: MemoryPolicy, training: Any, trained_on: str) -> None:
         )
 
 
+def set_memory_length(policy: MemoryPolicy, algo: str, memory_length: int) -> None:
+    """Let the Transformer see so many steps: no parameter depends on it. Raises InputError where there is none."""
+    if not hasattr(policy, "transformer"):
+        raise InputError(f"--memory-length {memory_length}: must not be given, as {algo} agents have no Transformer.")
+    if memory_length < 1:
+        raise InputError(f"--memory-length {memory_length}: must be at least 1.")
+    policy.transformer.memory_length = memory_length
+
+
 def describe(result: dict[str, Any], trained_on: str) -> str:
     """The result in words."""
     lines = [
@@ -280,6 +299,7 @@ def describe(result: dict[str, Any], trained_on: str) -> str:
             f"success rate  {result['success_rate']:.3f}  "
             f"(95% Wilson interval {result['success_ci_low']:.3f} to {result['success_ci_high']:.3f})"
         )
+    lines.append(f"time-outs     {result['timeout_rate']:.3f}")
     lines.append(f"mean length   {result['mean_length']:.1f} steps")
     lines.append(f"mean return   {result['mean_return']:.3f}")
     return "\n".join(lines)

@@ -71,10 +71,15 @@ generalise)
     : >results/generalise/runs.jsonl
     export OMP_NUM_THREADS=1
     for checkpoint in runs/main/*S17Random*/checkpoint.pt; do
-        for size in 17 21 25 33 49 65; do # with the step limit of 96 scaled by size
-            "$PYTHON" evaluate.py --checkpoint "$checkpoint" --env-id "MiniGrid-MemoryS${size}Random-v0" \
-                --max-episode-steps $((96 * size / 17)) --episodes 300 --json | tee -a results/generalise/runs.jsonl
+        play() { # size, then flags of evaluate.py; the step limit of 96 is scaled with the size
+            "$PYTHON" evaluate.py --checkpoint "$checkpoint" --env-id "MiniGrid-MemoryS$1Random-v0" \
+                --max-episode-steps $((96 * $1 / 17)) --episodes 300 --json "${@:2}" | tee -a results/generalise/runs.jsonl
+        }
+        for size in 17 21 25 33 49 65; do
+            play $size
         done
+        # In the largest the cue can lie further back than the Transformer has ever seen: all of the episode in view.
+        [[ $checkpoint == *lstm* ]] || play 65 --memory-length 400
     done
     exit
     ;;

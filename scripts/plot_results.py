@@ -46,6 +46,7 @@ ORIGINAL = {"plain_ppo": "as published: plain PPO", "with_aids": "with recall an
 BOOTSTRAP_REPETITIONS = 2_000
 LEAST_SEEDS = 3  # fewer tell nothing about which agent is better
 GUESSING = 0.5
+WHOLE_EPISODE = 400  # memory length, in steps, with which benchmark.sh lets the Transformer see all of an episode
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -309,6 +310,7 @@ def gate_table(gate: pd.DataFrame) -> list[list[str]]:
 
 def generalise_table(played: pd.DataFrame) -> list[list[str]]:
     """Success and length of each agent on each size, median (least) over its checkpoints."""
+    played = played[played["memory_length"] != WHOLE_EPISODE]
     sizes = [env for env in ENVS if env in set(played["env_id"])]
     rows = [["trained on S17Random, playing", *(ENVS[env] for env in sizes)]]
     for algo, agent in AGENTS.items():
@@ -318,6 +320,19 @@ def generalise_table(played: pd.DataFrame) -> list[list[str]]:
             success, length = group["success_rate"], group["mean_length"]
             cells.append(f"{success.median():.3f} ({success.min():.3f}), {length.median():.1f} steps")
         rows.append([f"{agent}, {len(group)} seeds", *cells])
+    return rows
+
+
+def failures_table(played: pd.DataFrame) -> list[list[str]]:
+    """How the episodes of the largest maze end, with the window of training and with one over the whole episode."""
+    largest = max(set(played["env_id"]), key=list(ENVS).index)
+    played = played[played["env_id"] == largest]
+    played = played.assign(wrong=(1 - played["success_rate"] - played["timeout_rate"]).clip(lower=0))
+    rows = [["agent", "steps that the Transformer sees", "wrong object: median (most)", "out of time: median (most)"]]
+    for algo, agent in AGENTS.items():
+        for window, group in played[played["algo"] == algo].groupby("memory_length", dropna=False):
+            ends = [f"{group[end].median():.3f} ({group[end].max():.3f})" for end in ("wrong", "timeout_rate")]
+            rows.append([f"{agent}, {len(group)} seeds", f"{window:.0f}" if np.isfinite(window) else "", *ends])
     return rows
 
 
@@ -383,7 +398,9 @@ def main() -> None:
 
     file = ROOT / "results" / "generalise" / "runs.jsonl"
     if file.exists():
-        replace_table("generalise", markdown(generalise_table(pd.read_json(file, lines=True))))
+        played = pd.read_json(file, lines=True)
+        replace_table("generalise", markdown(generalise_table(played)))
+        replace_table("failures", markdown(failures_table(played)))
 
     if (larger := read("larger", "runs")) is not None:
         replace_table("larger", markdown(experiments_table(larger, {"": ""}, agents=True)))

@@ -193,6 +193,45 @@ def test_evaluate_prints_one_json_object_alone(tmp_path):
     assert 1 <= result["mean_length"] <= 96 and 0 <= result["mean_return"] <= 1
 
 
+class PressesButtons(evaluate.gym.Wrapper):
+    """Ends the first episode at the wrong object, the second at the right one; the others run until the limit."""
+
+    def reset(self, *, seed):
+        self.number, self.steps = seed % evaluate.SEED_BLOCK, 0
+        return self.env.reset(seed=seed)
+
+    def step(self, action):
+        self.steps += 1
+        obs, _, _, _, info = self.env.step(action)
+        over = self.steps >= 4
+        # Success in the very step of the limit is a success.
+        return obs, float(over and self.number == 1), over and self.number < 2, over and self.number > 0, info
+
+
+def test_evaluation_tells_time_outs_from_wrong_objects(monkeypatch, tmp_path):
+    ppo_palmer.main(tiny_args(ppo_palmer, tmp_path / "run", total_timesteps=64, eval_every=0))
+    make = evaluate.make_real_env
+    monkeypatch.setattr(evaluate, "make_real_env", lambda *a, **k: PressesButtons(make(*a, **k)))
+    result = evaluate.main(evaluate.Args(checkpoint=str(tmp_path / "run" / "checkpoint.pt"), episodes=5))
+    assert (result["success_rate"], result["timeout_rate"]) == (0.2, 0.6)
+
+
+def test_evaluation_with_another_memory_length(monkeypatch, tmp_path):
+    ppo_trxl.main(tiny_args(ppo_trxl, tmp_path / "run", total_timesteps=64, eval_every=0, memory_length=8))
+    remember, cached = ppo_trxl.TrXLPolicy.remember, []
+
+    def watched(self, x, state, episode_start):
+        cached.append(len(state.cache[0]))
+        return remember(self, x, state, episode_start)
+
+    monkeypatch.setattr(ppo_trxl.TrXLPolicy, "remember", watched)
+    for given, seen in ((None, 8), (5, 5), (30, 30)):
+        cached.clear()
+        file = str(tmp_path / "run" / "checkpoint.pt")
+        result = evaluate.main(evaluate.Args(checkpoint=file, episodes=8, memory_length=given))
+        assert result["memory_length"] == seen == max(cached) + 1, "the cached steps and the present one"
+
+
 def test_a_video_shows_five_episodes(monkeypatch, tmp_path):
     shown = []
     add = evaluate.EpisodeVideo.add
@@ -271,6 +310,7 @@ def test_wrong_input_ends_in_one_sentence_before_training(flags, sentence, monke
 
 def test_evaluate_refuses_what_does_not_fit(tmp_path):
     ppo_palmer.main(tiny_args(ppo_palmer, tmp_path / "run", total_timesteps=64, eval_every=0))
+    ppo_lstm.main(tiny_args(ppo_lstm, tmp_path / "lstm", total_timesteps=64, eval_every=0))
     good = tmp_path / "run" / "checkpoint.pt"
     payload = torch.load(good, weights_only=True)
     other_algo, other_shape, damaged = (tmp_path / name for name in ("algo.pt", "shape.pt", "damaged.pt"))
@@ -284,6 +324,8 @@ def test_evaluate_refuses_what_does_not_fit(tmp_path):
         ({"checkpoint": str(other_shape)}, "--checkpoint .*shape.pt"),
         ({"checkpoint": str(good), "env_id": "CartPole-v1"}, "--env-id CartPole-v1"),
         ({"checkpoint": str(good), "episodes": 0}, "--episodes 0"),
+        ({"checkpoint": str(good), "memory_length": 0}, "--memory-length 0"),
+        ({"checkpoint": str(tmp_path / "lstm" / "checkpoint.pt"), "memory_length": 9}, "--memory-length 9.*lstm"),
         ({"checkpoint": str(good), "video": "film.avi"}, "--video film.avi"),
     ):
         with pytest.raises(InputError, match=sentence):

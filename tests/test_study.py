@@ -132,6 +132,23 @@ def test_gate_table_has_a_column_for_each_phase():
     ]
 
 
+def test_larger_mazes_are_told_apart_by_how_episodes_end():
+    columns = ["algo", "env_id", "success_rate", "timeout_rate", "mean_length", "memory_length"]
+    rows = [("palmer", "MiniGrid-MemoryS25Random-v0", 1.0, 0.0, 22.0, 64)]
+    for success, timeout, length, window in ((0.9, 0.08, 60, 64), (0.8, 0.0, 70, 64), (0.7, 0.2, 80, 64)):
+        rows.append(("palmer", "MiniGrid-MemoryS65Random-v0", success, timeout, length, window))
+    rows.append(("palmer", "MiniGrid-MemoryS65Random-v0", 0.5, 0.5, 99, 400))
+    rows.append(("lstm", "MiniGrid-MemoryS65Random-v0", 0.9, 0.1, 50, None))
+    played = pd.DataFrame(rows, columns=columns)
+    assert plot_results.failures_table(played)[1:] == [
+        ["PALMER, 3 seeds", "64", "0.100 (0.200)", "0.080 (0.200)"],
+        ["PALMER, 1 seeds", "400", "0.000 (0.000)", "0.500 (0.500)"],
+        ["PPO-LSTM, 1 seeds", "", "0.000 (0.000)", "0.100 (0.100)"],
+    ]
+    table = plot_results.generalise_table(played[played["algo"] == "palmer"])
+    assert table[1] == ["PALMER, 3 seeds", "1.000 (1.000), 22.0 steps", "0.800 (0.700), 70.0 steps"]
+
+
 def test_tables_in_documents_are_replaced_where_marked(tmp_path, monkeypatch):
     monkeypatch.setattr(plot_results, "ROOT", tmp_path)
     (tmp_path / "REPORT.md").write_text("a\n<!-- table x -->\nold\n<!-- end -->\nb\n<!-- table y -->\n<!-- end -->\n")
