@@ -92,7 +92,7 @@ class Args:
     """continue the run in this folder from its checkpoint"""
 
     env_id: str = "MiniGrid-MemoryS13-v0"
-    """the environment: MiniGrid-Memory of any odd size, or any other Gymnasium id with discrete actions"""
+    """the environment: MiniGrid-Memory of any odd size up to 65, or any other Gymnasium id with discrete actions"""
     env_backend: Literal["auto", "table", "gymnasium"] = "auto"
     """table: enumerated MiniGrid Memory, exact and fast; gymnasium: the real package; auto: table where possible"""
     obs_mode: Literal["rgb", "symbolic"] = "rgb"

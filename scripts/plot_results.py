@@ -6,6 +6,7 @@ Figures go to results/figures/. Tables replace what stands between <!-- table NA
 and README.md, so that no number there is typed by hand. A part of the study that has no results yet is left out.
 """
 
+import functools
 import re
 import sys
 from collections.abc import Iterator
@@ -28,8 +29,6 @@ ENVS = {
 }
 AGENTS = {"palmer": "PALMER", "lstm": "PPO-LSTM", "trxl": "PPO-TrXL"}
 COLORS = {"palmer": "#d1495b", "lstm": "#2e86ab", "trxl": "#6a994e"}
-# Mean episode length of the best possible policy with a view of 3x3 cells.
-OPTIMUM = {"S11": 14.0, "S13": 17.0, "S13Random": 12.8, "S17Random": 16.2}
 # Labels of the ablations, in the order of the table.
 ABLATIONS = {
     "": "PALMER, nothing changed",
@@ -61,6 +60,13 @@ def read(part: str, name: str) -> pd.DataFrame | None:
     if "experiment" in table:
         table["experiment"] = table["experiment"].fillna("")
     return table
+
+
+@functools.cache
+def shortest() -> dict[str, float]:
+    """Mean episode length of the best possible policy on each environment, from scripts/shortest_ways.py."""
+    table = read("shortest", "runs")
+    return {} if table is None else dict(zip(table["env"], table["length"], strict=True))
 
 
 def by_seed(curves: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
@@ -105,8 +111,8 @@ def plot_training(curves: pd.DataFrame, column: str, label: str, name: str) -> N
                 band(ax, *by_seed(rows, column), agent, COLORS[algo])
         if column == "success":
             ax.axhline(GUESSING, color="grey", lw=0.8, ls=":")
-        elif column == "length" and ENVS[env] in OPTIMUM:
-            ax.axhline(OPTIMUM[ENVS[env]], color="grey", lw=0.8, ls=":")
+        elif column == "length" and env in shortest():
+            ax.axhline(shortest()[env], color="grey", lw=0.8, ls=":")
         ax.set(title=ENVS[env], xlabel="environment steps (millions)")
     axes[0].set_ylabel(label)
     if column == "length":
@@ -243,7 +249,7 @@ def main_table(runs: pd.DataFrame) -> list[list[str]]:
         rows.append(
             [
                 ENVS[env],
-                str(OPTIMUM.get(ENVS[env], "")),
+                f"{shortest()[env]:.1f}" if env in shortest() else "",
                 AGENTS[algo],
                 f"{(group['success'] >= 0.99).sum()} of {len(group)}",
                 f"{group['success'].median():.3f} ({group['success'].min():.3f})",

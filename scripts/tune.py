@@ -131,6 +131,12 @@ def show(study: optuna.Study, count: int = 10) -> None:
 
 
 def main(options: Options) -> None:
+    if options.show:
+        if not options.study.exists():
+            sys.exit(f"error: --study {options.study}: does not exist; make it by the same command without --show")
+        storage = JournalStorage(JournalFileBackend(str(options.study)))
+        show(optuna.load_study(storage=storage, study_name=STUDY_NAME))
+        return
     options.study.parent.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(options.study))),
@@ -139,9 +145,8 @@ def main(options: Options) -> None:
         sampler=optuna.samplers.TPESampler(multivariate=True, n_startup_trials=8, constant_liar=True),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
     )
-    if not options.show:
-        study.enqueue_trial(DEFAULTS, skip_if_exists=True)
-        study.optimize(lambda trial: objective(trial, options.total_timesteps), n_trials=options.trials)
+    study.enqueue_trial(DEFAULTS, skip_if_exists=True)
+    study.optimize(lambda trial: objective(trial, options.total_timesteps), n_trials=options.trials)
     show(study)
 
 

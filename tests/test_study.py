@@ -15,7 +15,7 @@ import pytest
 import evaluate
 import ppo_lstm
 import ppo_palmer
-from scripts import collect_results, measure_gate, plot_results, publish_checkpoints, tune
+from scripts import collect_results, measure_gate, plot_results, publish_checkpoints, shortest_ways, tune
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = {"env_id": "MiniGrid-MemoryS5-v0", "num_envs": 8, "num_steps": 16, "num_minibatches": 2, "width": 16}
@@ -89,7 +89,7 @@ def some_runs():
 
 def test_main_table_counts_solved_runs_and_takes_medians():
     table = plot_results.main_table(some_runs())
-    assert table[1][:5] == ["S11", "14.0", "PALMER", "1 of 3", "0.960 (0.930)"]
+    assert table[1][:5] == ["S11", "14.4", "PALMER", "1 of 3", "0.960 (0.930)"]
     assert table[1][-3:] == ["0.20M", "20", "1.5"]
     assert table[3][2] == "PPO-TrXL" and table[3][-3] == "never"
     assert [row[0] for row in table[1:]] == ["S11"] * 3 + ["S17Random"] * 3
@@ -158,6 +158,32 @@ def test_tables_in_documents_are_replaced_where_marked(tmp_path, monkeypatch):
     )
 
 
+# --------------------------------------------------------------------------------------------- shortest ways
+
+
+@pytest.mark.parametrize("size", [11, 13])
+def test_shortest_ways_are_those_found_by_hand(size):
+    """From column 1 the object is in view at once; column 2 needs a turn and 3 needs two, and as many back; from
+    there on each column adds a step back and one forth, and takes one off the way to the fork. There the agent turns
+    to one side, and half of the time to the other; unless it started beside the fork, where it saw while turning.
+    """
+    columns = size - 3
+    ways = [columns + 1 - x + 2 + {1: 0, 2: 2}.get(x, 2 * x - 2) for x in range(1, columns + 1)]
+    expected = sum(ways) / columns + (1 - 1 / columns)
+    assert shortest_ways.shortest_length(f"MiniGrid-MemoryS{size}-v0") == pytest.approx(expected, abs=1e-6)
+
+
+def test_shortest_ways_are_written_and_shown(tmp_path, monkeypatch):
+    out = tmp_path / "shortest/runs.csv"
+    shortest_ways.main(shortest_ways.Options(("MiniGrid-MemoryS7Random-v0",), out))
+    rows = list(csv.DictReader(out.open()))
+    assert [row["env"] for row in rows] == ["MiniGrid-MemoryS7Random-v0"] and 4 < float(rows[0]["length"]) < 12
+    published = {
+        row["env"]: float(row["length"]) for row in csv.DictReader((ROOT / "results/shortest/runs.csv").open())
+    }
+    assert plot_results.shortest() == published
+
+
 # ---------------------------------------------------------------------------------------------- the search
 
 
@@ -179,6 +205,17 @@ def test_search_runs_all_agents_goes_on_and_gives_up_bad_trials(tmp_path, monkey
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 4 + ["PRUNED"] * 2
     assert trials[0].params == tune.DEFAULTS
     assert not {1, 2, 3, 4, 5} & {seed for _, _, seed in calls}, "the published seeds are not searched on"
+
+
+def test_showing_a_search_leaves_it_alone(tmp_path, capsys):
+    published = ROOT / "results/search/first.log"
+    copy = tmp_path / "first.log"
+    copy.write_bytes(published.read_bytes())
+    tune.main(tune.Options(study=copy, show=True))
+    assert "9 complete" in capsys.readouterr().out and copy.read_bytes() == published.read_bytes()
+    with pytest.raises(SystemExit, match="--study .*none.log"):
+        tune.main(tune.Options(study=tmp_path / "none.log", show=True))
+    assert not (tmp_path / "none.log").exists()
 
 
 def test_a_run_that_does_not_get_there_counts_twice_its_steps():

@@ -1,0 +1,103 @@
+"""How many steps does a Memory maze take at least? The mean episode length of the best possible policy.
+
+    python scripts/shortest_ways.py [--env-ids MiniGrid-MemoryS11-v0 ...]
+
+Best is: never the wrong object, and as few steps as possible on average, knowing nothing but what a view of 3x3 cells
+has shown in this episode. What such a policy knows is a belief: the states in which it may be, and how likely each
+is. Actions and views are deterministic, so an episode passes through few beliefs (S17Random has thousands), and the
+steps still to come from each are found by value iteration over all of them (Kaelbling et al. 1998,
+https://doi.org/10.1016/S0004-3702(98)00023-X). Writes results/shortest/runs.csv.
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from memory_envs import MemoryTables, build_tables
+from scripts.collect_results import write_csv
+
+VIEW = 3  # cells
+MOVES = range(3)  # left, right, forward: MiniGrid's other actions do nothing in a Memory maze
+TOLERANCE = 1e-9  # steps
+
+Belief = tuple[tuple[int, float], ...]  # (state, how likely it is beside the least likely one), by state
+
+
+@dataclass
+class Options:
+    env_ids: tuple[str, ...] = tuple(f"MiniGrid-Memory{name}-v0" for name in ("S11", "S13", "S13Random", "S17Random"))
+    """MiniGrid Memory environments"""
+    out: Path = Path("results/shortest/runs.csv")
+    """the table to write"""
+
+
+def beliefs_by_view(tables: MemoryTables, weights: Iterable[tuple[int, float]]) -> list[tuple[float, Belief]]:
+    """States and their weights -> for each view that they may show: its weight, and the belief that it leaves."""
+    groups: dict[int, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    for state, weight in weights:
+        groups[int(tables.observation[state])][state] += weight
+    result = []
+    for group in groups.values():
+        least = min(group.values())
+        belief = tuple((state, round(weight / least, 6)) for state, weight in sorted(group.items()))
+        result.append((sum(group.values()), belief))
+    return result
+
+
+def successors(tables: MemoryTables, belief: Belief) -> list[list[tuple[float, Belief]]]:
+    """For each move that cannot end at the wrong object: probability and belief of each view that may follow.
+
+    Where the move ends the episode nothing follows, and the probabilities add up to less than 1.
+    """
+    total = sum(weight for _, weight in belief)
+    moves = []
+    for action in MOVES:
+        after = [(int(tables.next_state[state, action]), weight) for state, weight in belief]
+        if not any(tables.first_failure <= state < tables.first_success for state, _ in after):
+            going_on = [(state, weight) for state, weight in after if state < tables.first_failure]
+            moves.append([(weight / total, next_) for weight, next_ in beliefs_by_view(tables, going_on)])
+    return moves
+
+
+def shortest_length(env_id: str) -> float:
+    """Mean episode length of the best possible policy, in steps. Raises InputError as `build_tables` does."""
+    tables = build_tables(env_id, "symbolic", VIEW)
+    chances = torch.diff(tables.start_cdf, prepend=torch.zeros(1, dtype=torch.float64)).tolist()
+    first = beliefs_by_view(tables, zip(tables.start_state.tolist(), chances, strict=True))
+
+    moves: dict[Belief, list[list[tuple[float, Belief]]]] = {}
+    frontier = [belief for _, belief in first]
+    while frontier:
+        belief = frontier.pop()
+        if belief not in moves:
+            moves[belief] = successors(tables, belief)
+            frontier += [next_ for move in moves[belief] for _, next_ in move]
+
+    # From below: the steps to come are at least 0, then at least those of one step more, until none is missing.
+    steps_to_come, change = dict.fromkeys(moves, 0.0), 1.0
+    while change > TOLERANCE:
+        change = 0.0
+        for belief, options in moves.items():
+            steps = 1 + min(sum(chance * steps_to_come[next_] for chance, next_ in move) for move in options)
+            change, steps_to_come[belief] = max(change, steps - steps_to_come[belief]), steps
+    return sum(weight * steps_to_come[belief] for weight, belief in first)
+
+
+def main(options: Options) -> None:
+    rows = []
+    for env_id in options.env_ids:
+        rows.append({"env": env_id, "length": f"{shortest_length(env_id):.4f}"})
+        print(f"{env_id}: {rows[-1]['length']} steps")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(options.out, rows)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
