@@ -64,7 +64,11 @@ original)
 larger)
     export ENVS=${ENVS:-$(maze S25Random) $(maze S33Random)}
     export SEEDS=${LARGER_SEEDS:-1 2 3}
-    sweep "" --max-episode-steps 192 --memory-length 192 --num-steps 64 --total-timesteps 2000000
+    for algo in ${ALGOS:-palmer lstm trxl}; do
+        window=(--memory-length 192) # as long as an episode
+        [[ $algo != lstm ]] || window=()
+        ALGOS=$algo sweep "" --max-episode-steps 192 "${window[@]}" --num-steps 64 --total-timesteps 2000000
+    done
     ;;
 generalise)
     mkdir -p results/generalise

@@ -1,6 +1,7 @@
 """What scripts/ promises: the environment's set-up, train.sh, sweep.sh and its table."""
 
 import csv
+import importlib
 import json
 import os
 import shutil
@@ -11,6 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+
+import evaluate
+import experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -354,6 +358,19 @@ def test_benchmark_repeats_the_original_with_its_one_lstm_layer(repository):
         assert "--preset report" in row["command"]
         assert ("--lstm-layers 1" in row["command"]) == (row["algo"] != "trxl")
         assert ("--visit-bonus 0.3" in row["command"]) == (row["experiment"] == "with_aids")
+
+
+@pytest.mark.parametrize("part", ["main", "alone", "ablations", "original", "larger"])
+def test_every_run_of_the_benchmark_is_one_that_its_script_accepts(repository, part, monkeypatch):
+    names = {"SEEDS": "1", "LARGER_SEEDS": "1"}
+    assert benchmark(repository, part, **names).returncode == 0
+    rows = list(csv.DictReader((repository / f"results/{part}/runs.csv").open()))
+    for row in rows:
+        words = row["command"].split()
+        monkeypatch.setattr(sys, "argv", words[1:])
+        script = importlib.import_module(words[1].removesuffix(".py"))
+        experiment.check_args(experiment.parse_args(script.Args, script.PRESETS), num_processes=1)
+    assert {row["algo"] for row in rows} == ({"palmer"} if part in ("alone", "ablations") else set(evaluate.SCRIPTS))
 
 
 def test_benchmark_gives_a_run_alone_the_whole_machine(repository):
