@@ -24,6 +24,7 @@ from memory_envs import MemoryTables, build_tables
 from scripts.collect_results import write_csv
 
 VIEW = 3  # cells
+MAZES = ("S11", "S13", "S13Random", "S17Random", "S25Random", "S33Random")  # on which agents were trained
 MOVES = range(3)  # left, right, forward: MiniGrid's other actions do nothing in a Memory maze
 TOLERANCE = 1e-9  # steps
 
@@ -32,8 +33,8 @@ Belief = tuple[tuple[int, float], ...]  # (state, how likely it is beside the le
 
 @dataclass
 class Options:
-    env_ids: tuple[str, ...] = tuple(f"MiniGrid-Memory{name}-v0" for name in ("S11", "S13", "S13Random", "S17Random"))
-    """MiniGrid Memory environments"""
+    env_ids: tuple[str, ...] = tuple(f"MiniGrid-Memory{name}-v0" for name in MAZES)
+    """environments of MiniGrid Memory"""
     out: Path = Path("results/shortest/runs.csv")
     """the table to write"""
 
