@@ -161,6 +161,12 @@ def plot_gate(curves: pd.DataFrame) -> None:
 # ------------------------------------------------------------------------------------------------ statistics
 
 
+def complete_seeds(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of those seeds with which every agent was trained on every environment."""
+    combinations = runs.groupby(["algo", "env"]).ngroups
+    return runs.groupby("seed").filter(lambda group: len(group) == combinations)
+
+
 def scores(runs: pd.DataFrame) -> dict[str, np.ndarray]:
     """(seeds, environments) for each agent: the share of the budget that was left when 0.99 success was reached.
 
@@ -375,8 +381,7 @@ def main() -> None:
     plot_training(curves, "return", "episode return", "return")
     plot_gate(curves)
     replace_table("main", markdown(main_table(runs)))
-    combinations = runs.groupby(["algo", "env"]).ngroups
-    complete = runs.groupby("seed").filter(lambda group: len(group) == combinations)
+    complete = complete_seeds(runs)
     if complete["seed"].nunique() >= LEAST_SEEDS:
         plot_profiles(complete)
         replace_table("aggregates", markdown(aggregates_table(complete)))
@@ -409,7 +414,10 @@ def main() -> None:
         replace_table("failures", markdown(failures_table(played)))
 
     if (larger := read("larger", "runs")) is not None:
-        replace_table("larger", markdown(experiments_table(larger, {"": ""}, agents=True)))
+        replace_table("larger", markdown(main_table(larger)))
+        complete = complete_seeds(larger)
+        if complete["seed"].nunique() >= LEAST_SEEDS:
+            replace_table("larger aggregates", markdown(aggregates_table(complete)))
         plot_training(read("larger", "curves"), "success", "success of the last 500 episodes", "larger")
 
 
