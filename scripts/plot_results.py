@@ -158,6 +158,22 @@ def plot_gate(curves: pd.DataFrame) -> None:
     save(figure, "gate")
 
 
+def plot_starts(starts: pd.DataFrame, env: str) -> None:
+    """Over all seeds, by the column in which episodes start: share solved, and share with the cue in view."""
+    starts = starts[starts["checkpoint"].str.contains("larger/") & (starts["env"] == env)]
+    figure, axes = panels(len(AGENTS))
+    for ax, (algo, agent) in zip(axes, AGENTS.items(), strict=True):
+        rows = starts[starts["algo"] == algo]
+        for column, label, color in (("success", "solved", COLORS[algo]), ("saw_cue", "cue in view", "#444444")):
+            ended = (rows[column] * rows["episodes"]).groupby(rows["column"]).sum()
+            share = ended / rows.groupby("column")["episodes"].sum()
+            ax.plot(share.index, share, label=label, color=color, lw=1.4, ls="--" if column == "saw_cue" else "-")
+        ax.set(title=agent, xlabel="column of the start", ylim=(0.4, 1.02))
+        ax.legend(frameon=False, loc="lower right")
+    axes[0].set_ylabel("share of episodes")
+    save(figure, "starts")
+
+
 # ------------------------------------------------------------------------------------------------ statistics
 
 
@@ -348,6 +364,18 @@ def failures_table(played: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
+def starts_table(starts: pd.DataFrame) -> list[list[str]]:
+    """Of each checkpoint, over all starts: was the cue in view, how did episodes end, and what did it expect."""
+    header = ["checkpoint", "cue in view", "wrong object", "wrong, cue never in view", "out of time"]
+    rows = [[*header, "value at the first step", "at the last"]]
+    for checkpoint, group in starts.groupby("checkpoint", sort=False):
+        columns = ["saw_cue", "wrong_object", "wrong_without_cue", "out_of_time", "first_value", "last_value"]
+        means = [np.average(group[column], weights=group["episodes"]) for column in columns]
+        name = checkpoint.removeprefix("runs/").removesuffix("/checkpoint.pt")
+        rows.append([f"`{name}`", *(f"{mean:.3f}" for mean in means[:4]), *(f"{mean:.2f}" for mean in means[4:])])
+    return rows
+
+
 def groups(runs: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
     """Runs by environment and agent, in the order of ENVS and AGENTS."""
     for env in ENVS:
@@ -419,6 +447,10 @@ def main() -> None:
         if complete["seed"].nunique() >= LEAST_SEEDS:
             replace_table("larger aggregates", markdown(aggregates_table(complete)))
         plot_training(read("larger", "curves"), "success", "success of the last 500 episodes", "larger")
+
+    if (starts := read("starts", "runs")) is not None:
+        replace_table("starts", markdown(starts_table(starts)))
+        plot_starts(starts, "MiniGrid-MemoryS33Random-v0")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from memory_envs import MemoryTables, build_tables
+from experiment import run_script
+from input_error import InputError
+from memory_envs import MemoryTables, build_tables, memory_maze
 from scripts.collect_results import write_csv
 
 VIEW = 3  # cells
@@ -68,7 +69,9 @@ def successors(tables: MemoryTables, belief: Belief) -> list[list[tuple[float, B
 
 
 def shortest_length(env_id: str) -> float:
-    """Mean episode length of the best possible policy, in steps. Raises InputError as `build_tables` does."""
+    """Mean episode length of the best possible policy, in steps. Raises InputError for any but a Memory maze."""
+    if memory_maze(env_id) is None:
+        raise InputError(f"--env-ids {env_id}: must be mazes of MiniGrid Memory.")
     tables = build_tables(env_id, "symbolic", VIEW)
     chances = torch.diff(tables.start_cdf, prepend=torch.zeros(1, dtype=torch.float64)).tolist()
     first = beliefs_by_view(tables, zip(tables.start_state.tolist(), chances, strict=True))
@@ -101,4 +104,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run_script(main, Options, {}, __doc__)

@@ -11,11 +11,22 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+import torch
 
 import evaluate
 import ppo_lstm
 import ppo_palmer
-from scripts import collect_results, measure_gate, plot_results, publish_checkpoints, shortest_ways, tune
+from input_error import InputError
+from palmer_policy import PolicyOutput
+from scripts import (
+    collect_results,
+    measure_gate,
+    measure_starts,
+    plot_results,
+    publish_checkpoints,
+    shortest_ways,
+    tune,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = {"env_id": "MiniGrid-MemoryS5-v0", "num_envs": 8, "num_steps": 16, "num_minibatches": 2, "width": 16}
@@ -149,6 +160,16 @@ def test_larger_mazes_are_told_apart_by_how_episodes_end():
     assert table[1] == ["PALMER, 3 seeds", "1.000 (1.000), 22.0 steps", "0.800 (0.700), 70.0 steps"]
 
 
+def test_starts_count_as_many_times_as_episodes_began_there():
+    columns = ["checkpoint", "episodes", "saw_cue", "wrong_object", "wrong_without_cue", "out_of_time"]
+    rows = [("runs/larger/a/checkpoint.pt", 30, 1.0, 0.1, 0.0, 0.0, 0.5, 0.9)]
+    rows += [("runs/larger/a/checkpoint.pt", 10, 0.2, 0.5, 0.5, 0.4, 0.1, 0.5)]
+    starts = pd.DataFrame(rows, columns=[*columns, "first_value", "last_value"])
+    assert plot_results.starts_table(starts)[1:] == [
+        ["`larger/a`", "0.800", "0.200", "0.125", "0.100", "0.40", "0.80"]
+    ]
+
+
 def test_tables_in_documents_are_replaced_where_marked(tmp_path, monkeypatch):
     monkeypatch.setattr(plot_results, "ROOT", tmp_path)
     (tmp_path / "REPORT.md").write_text("a\n<!-- table x -->\nold\n<!-- end -->\nb\n<!-- table y -->\n<!-- end -->\n")
@@ -263,3 +284,69 @@ def test_gate_is_measured_by_phase(tmp_path):
     assert rows[0]["phase"] == "before the cue"
     assert {row["mean"] for row in rows} == {"0.25"}
     assert sum(int(row["steps"]) for row in rows) > 5
+
+
+# ---------------------------------------------------------------------------------------- lost episodes
+
+
+def test_lost_episodes_are_told_apart():
+    def moment(reward=0.0, terminated=False, truncated=False, phase="at the fork", value=0.0):
+        output = PolicyOutput(torch.zeros(1, 1, 3), torch.full((1, 1), value), torch.zeros(1, 1, 4), None)
+        return measure_gate.Moment(True, 1, phase, output, reward, terminated, truncated)
+
+    first = moment(value=0.5)
+    ends = [moment(0.9, True, value=1.0), moment(terminated=True), moment(truncated=True)]
+    ends += [moment(terminated=True, truncated=True, phase="before the cue")]
+    assert measure_starts.summary([(first, end, 10 + i) for i, end in enumerate(ends)]) == {
+        "episodes": 4,
+        "success": 0.25,
+        "wrong_object": 0.5,
+        "out_of_time": 0.25,
+        "saw_cue": 0.75,
+        "wrong_without_cue": 0.25,
+        "length": 11.5,
+        "first_value": 0.5,
+        "last_value": 0.25,
+    }
+
+
+def test_starts_are_those_of_the_maze(tmp_path):
+    run = tmp_path / "run"
+    ppo_lstm.main(ppo_lstm.Args(**SHORT, total_timesteps=256, run_dir=str(run), max_episode_steps=20))
+    out = tmp_path / "starts.csv"
+    measure_starts.main(measure_starts.Options((run / "checkpoint.pt",), out, episodes=40))
+    rows = list(csv.DictReader(out.open()))
+    assert [row["column"] for row in rows] == ["1", "2"], "the corridor of S5 has two columns before the fork's"
+    assert sum(int(row["episodes"]) for row in rows) == 40
+    for row in rows:
+        ends = [float(row[end]) for end in ("success", "wrong_object", "out_of_time")]
+        assert sum(ends) == pytest.approx(1, abs=2e-3)
+        assert float(row["length"]) <= 20
+    nearer, farther = (float(row["saw_cue"]) for row in rows)
+    assert nearer == 1, "beside the object, whichever way the agent faces"
+    assert farther > 0
+
+
+@pytest.mark.parametrize("script", [measure_gate, measure_starts])
+def test_measuring_refuses_what_it_cannot_measure(script, tmp_path):
+    with pytest.raises(InputError, match="name at least one"):
+        script.main(script.Options(out=tmp_path / "out.csv"))
+    with pytest.raises(InputError, match=r"none\.pt: there is no such file"):
+        script.main(script.Options((tmp_path / "none.pt",), tmp_path / "out.csv"))
+    run = tmp_path / "run"
+    other = SHORT | {"env_id": "CartPole-v1", "total_timesteps": 256, "run_dir": str(run)}
+    ppo_palmer.main(ppo_palmer.Args(**other))
+    with pytest.raises(InputError, match=r"checkpoint\.pt: was trained on CartPole-v1; must be a maze"):
+        script.main(script.Options((run / "checkpoint.pt",), tmp_path / "out.csv"))
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_the_gate_is_measured_where_there_is_one(tmp_path):
+    published = ROOT / "pretrained/lstm__MiniGrid-MemoryS11-v0.pt"
+    with pytest.raises(InputError, match="holds lstm, which has no gate"):
+        measure_gate.main(measure_gate.Options((published,), tmp_path / "out.csv"))
+
+
+def test_shortest_ways_are_those_of_memory_mazes():
+    with pytest.raises(InputError, match="--env-ids CartPole-v1: must be mazes"):
+        shortest_ways.shortest_length("CartPole-v1")
