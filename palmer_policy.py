@@ -184,13 +184,14 @@ class ObservationEncoder(nn.Module):
             )
 
     def forward(self, obs: Tensor) -> Tensor:
+        dtype = next(self.net.parameters()).dtype
         if self.kind == "image":
-            obs = obs.permute(0, 3, 1, 2).float().mul_(1 / 255)
+            obs = obs.permute(0, 3, 1, 2).to(dtype).mul_(1 / 255)
         elif self.kind == "grid":
             planes = [F.one_hot(obs[..., i].long(), n) for i, n in enumerate(GRID_VALUES)]
-            obs = torch.cat(planes, -1).permute(0, 3, 1, 2).float()
+            obs = torch.cat(planes, -1).permute(0, 3, 1, 2).to(dtype)
         else:
-            obs = obs.float()
+            obs = obs.to(dtype)
         return self.net(obs)
 
 
@@ -450,7 +451,8 @@ class TransformerMemory(nn.Module):
             key = torch.arange(oldest, C + end, device=device)
             rows = lowest[start:end].t()[:, None, :, None]  # (B, 1, queries, 1)
             hidden = (key < rows) | (key > position[start:end, None])
-            mask = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -math.inf)
+            # Of the queries' own type: a float32 mask beside float64 queries is misread without a word.
+            mask = self.frequency.new_zeros(hidden.shape).masked_fill_(hidden, -math.inf)
             blocks.append((slice(start, end), slice(oldest, C + end), mask))
         return blocks
 
