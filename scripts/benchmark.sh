@@ -72,18 +72,27 @@ larger)
     ;;
 generalise)
     mkdir -p results/generalise
-    : >results/generalise/runs.jsonl
     export OMP_NUM_THREADS=1
-    for checkpoint in runs/main/*S17Random*/checkpoint.pt; do
+    generalise() { # table, then checkpoints of agents trained on S17Random
+        local table=results/generalise/$1.jsonl checkpoint size
+        : >"$table"
         play() { # size, then flags of evaluate.py; the step limit of 96 is scaled with the size
             "$PYTHON" evaluate.py --checkpoint "$checkpoint" --env-id "MiniGrid-MemoryS$1Random-v0" \
-                --max-episode-steps $((96 * $1 / 17)) --episodes 300 --json "${@:2}" | tee -a results/generalise/runs.jsonl
+                --max-episode-steps $((96 * $1 / 17)) --episodes 300 --json "${@:2}" | tee -a "$table"
         }
-        for size in 17 21 25 33 49 65; do
-            play $size
+        for checkpoint in "${@:2}"; do
+            for size in 17 21 25 33 49 65; do
+                play $size
+            done
+            # In the largest the cue can lie further back than the Transformer has ever seen: all of it in view.
+            [[ $checkpoint == *lstm* ]] || play 65 --memory-length 400
         done
-        # In the largest the cue can lie further back than the Transformer has ever seen: all of the episode in view.
-        [[ $checkpoint == *lstm* ]] || play 65 --memory-length 400
+    }
+    generalise runs runs/main/*S17Random*/checkpoint.pt
+    # The ablations that solve S17Random, if they were run: do they differ where the maze is new?
+    for experiment in fixed_gate gate_floor absolute_positions relu_head; do
+        [[ ! -d runs/ablations/$experiment ]] ||
+            generalise $experiment runs/ablations/$experiment/*S17Random*/checkpoint.pt
     done
     exit
     ;;

@@ -196,18 +196,23 @@ def scores(runs: pd.DataFrame) -> dict[str, np.ndarray]:
     return result
 
 
-def negated(runs: pd.DataFrame, column: str) -> dict[str, np.ndarray]:
-    """(seeds, environments) for each agent: a column of which less is better, negated; never is 1e9."""
-    return {
-        algo: -runs[runs["algo"] == algo].pivot(index="seed", columns="env", values=column).fillna(1e9).to_numpy()
-        for algo in AGENTS
-    }
+def negated(runs: pd.DataFrame, column: str) -> np.ndarray:
+    """(seeds, environments) of one agent: a column of which less is better, negated; never is 1e9."""
+    return -runs.pivot(index="seed", columns="env", values=column).fillna(1e9).to_numpy()
 
 
 def interval(function, values: dict) -> tuple[dict, dict]:
     """rliable's estimates with 95% stratified bootstrap intervals; the same at every call."""
     np.random.seed(0)  # rliable draws from NumPy's global generator, whatever random_state it is given
     return rly.get_interval_estimates(values, function, reps=BOOTSTRAP_REPETITIONS)
+
+
+def better(ours: pd.DataFrame, theirs: pd.DataFrame, column: str) -> str:
+    """Probability that a run of ours has less of a column than one of theirs, ties counting half, with interval."""
+    pair = {"pair": (negated(ours, column), negated(theirs, column))}
+    probability, bounds = interval(metrics.probability_of_improvement, pair)
+    low, high = bounds["pair"].ravel()
+    return f"{float(probability['pair']):.2f} ({low:.2f} to {high:.2f})"
 
 
 def aggregates_table(runs: pd.DataFrame) -> list[list[str]]:
@@ -220,11 +225,7 @@ def aggregates_table(runs: pd.DataFrame) -> list[list[str]]:
             if algo == "palmer":
                 row.append("")
                 continue
-            values = negated(runs, column)
-            pair = {"pair": (values["palmer"], values[algo])}
-            probability, bounds = interval(metrics.probability_of_improvement, pair)
-            low, high = bounds["pair"].ravel()
-            row.append(f"{float(probability['pair']):.2f} ({low:.2f} to {high:.2f})")
+            row.append(better(runs[runs["algo"] == "palmer"], runs[runs["algo"] == algo], column))
         rows.append(row)
     return rows
 
@@ -239,9 +240,8 @@ def plot_profiles(runs: pd.DataFrame) -> None:
         largest = 1.05 * runs[column].max()  # a run counts only right of its own threshold
         tau = np.linspace(0, largest, 60)
         # rliable's profiles count scores above a threshold: less is better here, so both are negated.
-        profile, bounds = interval(
-            lambda scores, tau=-tau[::-1]: rly.score_distributions(scores, tau), negated(runs, column)
-        )
+        values = {algo: negated(runs[runs["algo"] == algo], column) for algo in AGENTS}
+        profile, bounds = interval(lambda scores, tau=-tau[::-1]: rly.score_distributions(scores, tau), values)
         for algo, agent in AGENTS.items():
             ax.plot(tau / scale, profile[algo][::-1], color=COLORS[algo], label=agent)
             low, high = (bound[::-1] for bound in bounds[algo])
@@ -324,6 +324,26 @@ def experiments_table(runs: pd.DataFrame, labels: dict[str, str], agents: bool) 
     return rows
 
 
+def ablated_better_table(runs: pd.DataFrame) -> list[list[str]]:
+    """How probably the unchanged agent is better than each ablation, both environments together."""
+    rows = [["", "runs at 0.99", "unchanged better, by steps to 0.99", "by final length"]]
+    unchanged = runs[runs["experiment"] == ""]
+    for experiment, label in ABLATIONS.items():
+        changed = runs[runs["experiment"] == experiment]
+        if experiment and len(changed):
+            solved = changed["success"] >= 0.99
+            rows.append(
+                [
+                    label,
+                    f"{solved.sum()} of {len(changed)}",
+                    better(unchanged, changed, "steps_to_0.99"),
+                    # a guess at the fork is short
+                    better(unchanged, changed, "length") if solved.all() else "",
+                ]
+            )
+    return rows
+
+
 def gate_table(gate: pd.DataFrame) -> list[list[str]]:
     """Mean of the gate by phase of the episode, and in brackets the share of its elements that moved."""
     phases = list(dict.fromkeys(gate["phase"]))
@@ -336,19 +356,19 @@ def gate_table(gate: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
-def generalise_table(played: pd.DataFrame) -> list[list[str]]:
-    """Success and length of each agent on each size, median (least) over its checkpoints."""
-    played = played[played["memory_length"] != WHOLE_EPISODE]
-    sizes = [env for env in ENVS if env in set(played["env_id"])]
-    rows = [["trained on S17Random, playing", *(ENVS[env] for env in sizes)]]
-    for algo, agent in AGENTS.items():
+def generalise_table(played: dict[str, pd.DataFrame]) -> list[list[str]]:
+    """Label -> its evaluations; success and length on each size, median (least) over the checkpoints."""
+    rows = []
+    for label, games in played.items():
+        games = games[games["memory_length"] != WHOLE_EPISODE]
+        sizes = [env for env in ENVS if env in set(games["env_id"])]
         cells = []
         for env in sizes:
-            group = played[(played["env_id"] == env) & (played["algo"] == algo)]
+            group = games[games["env_id"] == env]
             success, length = group["success_rate"], group["mean_length"]
             cells.append(f"{success.median():.3f} ({success.min():.3f}), {length.median():.1f} steps")
-        rows.append([f"{agent}, {len(group)} seeds", *cells])
-    return rows
+        rows.append([f"{label}, {len(group)} seeds", *cells])
+    return [["trained on S17Random, playing", *(ENVS[env] for env in sizes)], *rows]
 
 
 def failures_table(played: pd.DataFrame) -> list[list[str]]:
@@ -373,6 +393,31 @@ def starts_table(starts: pd.DataFrame) -> list[list[str]]:
         means = [np.average(group[column], weights=group["episodes"]) for column in columns]
         name = checkpoint.removeprefix("runs/").removesuffix("/checkpoint.pt")
         rows.append([f"`{name}`", *(f"{mean:.3f}" for mean in means[:4]), *(f"{mean:.2f}" for mean in means[4:])])
+    return rows
+
+
+def looks_table(starts: pd.DataFrame) -> list[list[str]]:
+    """Of each ablation, over all its runs and starts: did it look at the cue, and what did it make of it?"""
+    rows = [["", "environment", "runs", "cue in view", "of these wrong", "of the others wrong", "out of time"]]
+    counts = ["saw_cue", "wrong_object", "wrong_without_cue", "out_of_time"]
+    # runs/ablations/no_recall/RUN/checkpoint.pt; the unchanged agent is in runs/main/RUN/checkpoint.pt
+    folder = starts["checkpoint"].str.split("/").str[2]
+    for experiment, label in ABLATIONS.items():
+        here = starts[folder == experiment] if experiment else starts[~folder.isin(ABLATIONS)]
+        for (env, _), group in groups(here):
+            episodes = group["episodes"].sum()
+            saw, wrong, guessed, late = (group[counts].mul(group["episodes"], axis=0).sum() / episodes).to_list()
+            rows.append(
+                [
+                    label,
+                    ENVS[env],
+                    str(group["checkpoint"].nunique()),
+                    f"{saw:.3f}",
+                    f"{(wrong - guessed) / saw:.3f}" if saw > 0 else "",
+                    f"{guessed / (1 - saw):.3f}" if saw < 1 else "",
+                    f"{late:.3f}",
+                ]
+            )
     return rows
 
 
@@ -424,6 +469,7 @@ def main() -> None:
         unchanged = (runs["algo"] == "palmer") & runs["env"].isin(ablated["env"])
         table = pd.concat([runs[unchanged], ablated])
         replace_table("ablations", markdown(experiments_table(table, ABLATIONS, agents=False)))
+        replace_table("ablated better", markdown(ablated_better_table(table)))
         unchanged = (curves["algo"] == "palmer") & curves["env"].isin(ablated["env"])
         plot_experiments(pd.concat([curves[unchanged], read("ablations", "curves")]), ABLATIONS, "ablations")
 
@@ -435,11 +481,18 @@ def main() -> None:
             if len(rows):
                 plot_training(rows, "success", "success of the last 500 episodes", f"original_{experiment}")
 
-    file = ROOT / "results" / "generalise" / "runs.jsonl"
-    if file.exists():
-        played = pd.read_json(file, lines=True)
-        replace_table("generalise", markdown(generalise_table(played)))
+    folder = ROOT / "results" / "generalise"
+    if (folder / "runs.jsonl").exists():
+        played = pd.read_json(folder / "runs.jsonl", lines=True)
+        agents = {agent: played[played["algo"] == algo] for algo, agent in AGENTS.items()}
+        replace_table("generalise", markdown(generalise_table(agents)))
         replace_table("failures", markdown(failures_table(played)))
+        ablated = {ABLATIONS[""]: agents["PALMER"]} | {
+            label: pd.read_json(file, lines=True)
+            for experiment, label in ABLATIONS.items()
+            if (file := folder / f"{experiment}.jsonl").exists()
+        }
+        replace_table("generalise ablations", markdown(generalise_table(ablated)))
 
     if (larger := read("larger", "runs")) is not None:
         replace_table("larger", markdown(main_table(larger)))
@@ -451,6 +504,9 @@ def main() -> None:
     if (starts := read("starts", "runs")) is not None:
         replace_table("starts", markdown(starts_table(starts)))
         plot_starts(starts, "MiniGrid-MemoryS33Random-v0")
+
+    if (looks := read("starts", "ablations")) is not None:
+        replace_table("looks", markdown(looks_table(looks)))
 
 
 if __name__ == "__main__":
