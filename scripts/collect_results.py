@@ -5,7 +5,8 @@
 Every folder with a summary.json at any depth below the first folder is a run; the folders between them name its
 experiment ("" for runs/benchmark/RUN, "no_recall" for runs/ablations/no_recall/RUN). Writes, into the second folder,
 
-    runs.csv    a row for each run: the columns of sweep_table.py, threads, commit and command
+    runs.csv    a row for each run: the columns of sweep_table.py, the least training success after 0.99 was reached,
+                threads, commit and command
     curves.csv  a row for every STRIDE steps of each run: what training logged, averaged since the row before
 """
 
@@ -35,10 +36,24 @@ CURVES = {  # column: logged name
 }
 
 
-def curve(metrics: Path) -> list[dict[str, Any]]:
-    """The rows of one run's metrics.jsonl, averaged over every STRIDE steps; the ratio error's row is its largest."""
+def logged(metrics: Path) -> list[dict[str, Any]]:
+    """The rows of one run's metrics.jsonl, without those of evaluations alone."""
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if "charts/SPS" in row]  # not those of evaluations alone
+    return [row for row in rows if "charts/SPS" in row]
+
+
+def least_success_since(rows: list[dict[str, Any]], step: int | None) -> float | None:
+    """How far did training success fall after `step`? None where there is no step to count from."""
+    if step is None:
+        return None
+    return min(
+        (row["train/success_rate"] for row in rows if row["step"] >= step and "train/success_rate" in row),
+        default=None,
+    )
+
+
+def curve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The logged rows averaged over every STRIDE steps; of the ratio error the largest."""
     points, pending = [], []
     for row in rows:
         pending.append(row)
@@ -71,8 +86,10 @@ def main() -> None:
             key = {"experiment": experiment, "algo": row["algo"], "env": row["env"], "seed": row["seed"]}
             made_by = {"threads": config["threads"], "commit": config["versions"]["commit"]}
             made_by["command"] = config["command"]
-            runs.append(key | {name: row.get(name) for name in sweep_table.COLUMNS} | made_by)
-            curves += [key | point for point in curve(row["folder"] / "metrics.jsonl")]
+            rows = logged(row["folder"] / "metrics.jsonl")
+            dip = {"least_success_after_0.99": least_success_since(rows, row.get("steps_to_0.99"))}
+            runs.append(key | {name: row.get(name) for name in sweep_table.COLUMNS} | dip | made_by)
+            curves += [key | point for point in curve(rows)]
     if not runs:
         sys.exit(f"error: {source}: holds no finished run (no summary.json)")
     target.mkdir(parents=True, exist_ok=True)

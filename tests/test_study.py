@@ -66,6 +66,7 @@ def test_results_are_collected_by_experiment(tmp_path, monkeypatch):
     assert [(run["experiment"], run["seed"]) for run in runs] == [("", "1"), ("no_recall", "2")]
     assert (runs[0]["success"], runs[0]["greedy_success"], runs[0]["greedy_length"]) == ("0.97", "0.99", "14.5")
     assert (runs[0]["steps_to_0.95"], runs[0]["steps_to_0.99"]) == ("20000", "")
+    assert runs[0]["least_success_after_0.99"] == "", "never reached"
     assert (runs[0]["command"], runs[0]["commit"]) == ("python ppo_palmer.py --seed 1", "abc")
     curves = list(csv.DictReader((tmp_path / "out/curves.csv").open()))
     # 4k, 8k and 12k are averaged: the first row after 10k steps ends them.
@@ -75,6 +76,12 @@ def test_results_are_collected_by_experiment(tmp_path, monkeypatch):
     ]
     assert curves[0]["ratio_error"] == "5e-07", "the largest, not the mean"
     assert len(curves) == 3
+
+
+def test_a_dip_counts_from_the_step_that_reached_the_level():
+    rows = [logged(4_000, 0.1), logged(8_000, 1.0), logged(12_000, 0.93), logged(16_000, 0.97)]
+    assert collect_results.least_success_since(rows, 8_000) == 0.93
+    assert collect_results.least_success_since(rows, 16_000) == 0.97
 
 
 def test_nothing_to_collect_is_an_error(tmp_path):
