@@ -52,7 +52,6 @@ ablations)
     sweep relu_head --hidden relu
     ;;
 original)
-    export ENVS=${ENVS:-$(maze S13) $(maze S17Random)}
     export SEEDS=${ORIGINAL_SEEDS:-1}
     for algo in ${ALGOS:-palmer lstm trxl}; do
         layers=() # the original's code had one LSTM layer where its table says three
