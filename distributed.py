@@ -6,6 +6,7 @@ torchrun starts the processes and tells each its rank. Without torchrun there is
 function here gives back what it was given.
 """
 
+import importlib
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -19,11 +20,15 @@ def join_processes(cuda: bool) -> tuple[int, int]:
     """Meet the other processes that torchrun started -> rank, number of processes."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1 and not dist.is_initialized():
+        # Imported later, as torch.optim does, it keeps the group as a default argument of its functions: the group
+        # then outlives leave_processes, and its threads now and then abort the process as Python ends.
+        importlib.import_module("torch.distributed.nn.functional")
         dist.init_process_group("nccl" if cuda else "gloo")
     return (dist.get_rank(), world_size) if world_size > 1 else (0, 1)
 
 
 def leave_processes() -> None:
+    """Ends the group and its threads."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

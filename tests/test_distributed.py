@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+import distributed
 import ppo_lstm
 import ppo_palmer
 import ppo_trxl
@@ -88,6 +89,27 @@ def test_two_processes_take_the_step_of_one(algo, tmp_path):
     assert torch.equal(first, second)
     torch.testing.assert_close(first, whole, atol=1e-5, rtol=0)
     assert (whole - before).abs().max() > 1e-3 and (whole - half).abs().max() > 1e-4
+
+
+def joined_and_left(rank, port, folder):
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    before = set(os.listdir("/proc/self/task"))
+    distributed.join_processes(cuda=False)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    torch.optim.Adam([parameter])  # imports much of torch.distributed, which must not hold on to the group
+    distributed.gather({"some": torch.ones(3)})
+    joined = set(os.listdir("/proc/self/task"))
+    distributed.leave_processes()
+    left = set(os.listdir("/proc/self/task"))
+    Path(folder, str(rank)).write_text(json.dumps([len(joined - before), len(left - before)]))
+
+
+def test_no_thread_outlives_the_group(tmp_path):
+    mp.spawn(joined_and_left, args=(free_port(), tmp_path), nprocs=2)
+    for rank in (0, 1):
+        joined, left = json.loads((tmp_path / str(rank)).read_text())
+        assert joined > 0, "the group has threads of its own here"
+        assert left == 0, "a thread that is left may abort the process at its end"
 
 
 def torchrun(*flags):
