@@ -19,9 +19,9 @@ from pathlib import Path
 
 import imageio.v2 as imageio
 import numpy as np
+from input_error import InputError
 from PIL import Image, ImageDraw, ImageFont
 
-from input_error import InputError
 from palmer_policy import LARGEST_GRID
 
 FRAMES_PER_SECOND = 5

@@ -6,35 +6,36 @@
 Whatever back end an agent was trained with, evaluation plays the environment of the Gymnasium or MiniGrid package
 itself. Every episode has a seed of its own, from a range that training never uses, and every episode counts
 exactly once: counting "the first n that end" would favour short ones.
+
+`play` is the one loop that plays: it yields moments, which evaluation counts, a film draws and the study measures.
 """
 
-import dataclasses
-import importlib
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from replay.film import Film
 
-from episode_video import EpisodeVideo
-from experiment import load_checkpoint, run_script
-from input_error import InputError
-from memory_envs import find_spec, is_minigrid, make_real_env
-from palmer_policy import MemoryPolicy
+from harness.checkpoint import load_checkpoint
+from harness.flags import Range, check_args, run_script
+from harness.input_error import InputError
+from palmer_policy import POLICIES, MemoryPolicy, MemoryState, PolicyOutput, make_policy
+from tasks import TaskArgs, make_real_env
+from tasks.real import episode_limit
 
-# Training seeds environments with small numbers, evaluation with these and larger ones.
-FIRST_SEED = 1_000_000_000
-# So many episodes belong to one evaluation seed; two evaluation seeds share none.
-SEED_BLOCK = 1_000_000
-PARALLEL = 64
-VIDEO_EPISODES = 5
-SCRIPTS = {"palmer": "ppo_palmer", "lstm": "ppo_lstm", "trxl": "ppo_trxl"}
+FIRST_SEED = 1_000_000_000  # training seeds environments with smaller numbers
+SEED_BLOCK, SEED_BLOCKS = 1_000_000, 1000  # episodes of one evaluation seed; seeds that share none, all below 2**31
+PARALLEL = 64  # episodes at once
+UNLIMITED_STEPS = 1000  # where an environment has no time limit, an evaluated episode is cut here
+FILMED_EPISODES = 5
 
 
 @dataclass
@@ -43,15 +44,17 @@ class Args:
     """a run's checkpoint.pt"""
     env_id: str | None = None
     """environment to play; not given: the one that the agent was trained on"""
-    episodes: int = 1000
+    env_kwargs: str | None = None
+    """arguments of its constructor, as JSON; not given: as in training"""
+    episodes: Annotated[int, Range(1, SEED_BLOCK)] = 1000
     """number of episodes"""
-    seed: int = 1
-    """seed of the episodes and of the actions' sampling"""
+    seed: Annotated[int, Range(0, 99_999_999)] = 1
+    """seed of the episodes and of the actions' sampling; episodes repeat after a thousand seeds"""
     greedy: bool = False
     """take the most probable action instead of sampling"""
-    max_episode_steps: int | None = None
+    max_episode_steps: Annotated[int | None, Range(0, 1_000_000)] = None
     """episode limit in steps; 0: the environment's own; not given: as in training"""
-    memory_length: int | None = None
+    memory_length: Annotated[int | None, Range(1, 65_536)] = None
     """steps that the Transformer sees; not given: as in training"""
     json: bool = False
     """print one JSON object and nothing else"""
@@ -59,19 +62,118 @@ class Args:
     """record the first episodes to this file, .mp4 or .gif"""
 
 
+class Moment(NamedTuple):
+    """One step of an episode: what is shown, what the agent makes of it and does; and, last, how the episode ended.
+
+    An episode of n steps has n + 1 moments. In the last one there is no output and no action; before it the
+    environment is as it is when the agent has seen the observation and has not yet acted.
+    """
+
+    env: gym.Env
+    slot: int  # number of `env` among those played at once
+    episode: int  # number of the episode
+    step: int  # actions taken before
+    obs: tuple[np.ndarray, ...]  # the frame
+    outputs: PolicyOutput | None  # of all episodes that are running, (1, B, ...)
+    states: MemoryState | None  # likewise, the memory after this observation
+    row: int  # this episode's among them
+    action: Any  # None at the end
+    reward: float  # that the action before this moment earned
+    total_reward: float  # since the episode's start
+    end: Literal["terminated", "truncated"] | None
+    success: bool | None  # None where the task does not tell
+
+    @property
+    def gate(self) -> np.ndarray | None:
+        """(D,), 1 = Transformer; None where the agent has none."""
+        gate = self.outputs.gate
+        return None if gate is None else gate[0, self.row].cpu().numpy()
+
+    @property
+    def value(self) -> float:
+        return self.outputs.value[0, self.row].item()
+
+
 @dataclass
 class Episode:
     """The running episode of one environment."""
 
     env: gym.Env
-    obs: np.ndarray
+    slot: int
     number: int
+    obs: tuple[np.ndarray, ...]
     length: int = 0
+    reward: float = 0.0
     total_reward: float = 0.0
+    end: str | None = None
+    success: bool | None = None
 
     @classmethod
-    def start(cls, env: gym.Env, number: int, seed: int) -> "Episode":
-        return cls(env, env.reset(seed=FIRST_SEED + seed * SEED_BLOCK + number)[0], number)
+    def start(cls, env: gym.Env, slot: int, number: int, seed: int) -> "Episode":
+        return cls(env, slot, number, env.reset(seed=held_out_seed(seed, number))[0])
+
+    def act(self, action: Any, limit: int | None) -> None:
+        self.obs, reward, terminated, truncated, info = self.env.step(action)
+        self.length, self.reward = self.length + 1, float(reward)
+        self.total_reward += self.reward
+        truncated = truncated or (limit is not None and self.length >= limit)
+        self.end = "terminated" if terminated else "truncated" if truncated else None
+        self.success = info["is_success"] if self.env.get_wrapper_attr("tells") else None
+
+    def moment(self, outputs: Any = None, states: Any = None, row: int = -1, action: Any = None) -> Moment:
+        return Moment(
+            self.env,
+            self.slot,
+            self.number,
+            self.length,
+            self.obs,
+            outputs,
+            states,
+            row,
+            action,
+            self.reward,
+            self.total_reward,
+            self.end,
+            self.success,
+        )
+
+
+def held_out_seed(seed: int, episode: int) -> int:
+    """The environment's seed for an episode of an evaluation: never one of training's, and below 2**31."""
+    return FIRST_SEED + seed % SEED_BLOCKS * SEED_BLOCK + episode
+
+
+@torch.no_grad()
+def play(
+    policy: MemoryPolicy, envs: list[gym.Env], episodes: int, seed: int, greedy: bool = False
+) -> Iterator[Moment]:
+    """Play held-out episodes, as many at once as there are environments -> their moments, each episode's in order."""
+    device = next(policy.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    limit = UNLIMITED_STEPS if episode_limit(envs[0]) is None else None
+    upcoming = iter(range(len(envs), episodes))
+    running = [Episode.start(env, slot, slot, seed) for slot, env in enumerate(envs)]
+    state = policy.initial_state(len(running))
+    while running:
+        parts = zip(*(episode.obs for episode in running), strict=True)
+        frames = tuple(torch.from_numpy(np.stack(part))[None].to(device) for part in parts)
+        start = torch.tensor([[episode.length == 0 for episode in running]], device=device)
+        output, state = policy(frames, state, start)
+        distribution = policy.distribution(output.logits[0])
+        actions = (distribution.mode() if greedy else distribution.sample(generator)).cpu().numpy()
+
+        for i, episode in enumerate(running):
+            yield episode.moment(output, state, i, actions[i])
+            episode.act(actions[i], limit)
+            if episode.end:
+                yield episode.moment()
+                number = next(upcoming, None)
+                running[i] = None if number is None else Episode.start(episode.env, episode.slot, number, seed)
+
+        if None in running:
+            left = [i for i, episode in enumerate(running) if episode is not None]
+            running = [running[i] for i in left]
+            state = state.select(torch.tensor(left, dtype=torch.int64, device=device))
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -82,72 +184,22 @@ def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, flo
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def action_name(env: gym.Env, action: Any) -> str:
-    """MiniGrid names its actions; elsewhere the number has to do."""
-    names = getattr(env.unwrapped, "actions", None)
-    return names(int(action)).name if names else str(action)
-
-
-@torch.no_grad()
-def play(
-    policy: MemoryPolicy,
-    envs: list[gym.Env],
-    episodes: int,
-    seed: int,
-    greedy: bool,
-    video: EpisodeVideo | None,
-) -> Iterator[tuple[float, int, bool, bool]]:
-    """Play `episodes` episodes in parallel -> of each, as it ends: return, length, was it terminated with a reward,
-    was it cut off at the episode limit.
-
-    The video shows the first episodes of the first environment.
-    """
-    device = next(policy.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
-    upcoming = iter(range(len(envs), episodes))
-    running = [Episode.start(env, number, seed) for number, env in enumerate(envs)]
-    state = policy.initial_state(len(running))
+def filmed(moments: Iterable[Moment], film: Film) -> Iterator[Moment]:
+    """The same moments; those of the first episodes of the first environment are drawn as they pass."""
     recorded = 0
-    while running:
-        obs = torch.from_numpy(np.stack([episode.obs for episode in running])).to(device)
-        start = torch.tensor([[episode.length == 0 for episode in running]], device=device)
-        output, state = policy(obs[None], state, start)
-        distribution = policy.distribution(output.logits[0])
-        actions = (distribution.mode() if greedy else distribution.sample(generator)).cpu().numpy()
-
-        for i, episode in enumerate(running):
-            recording = video is not None and episode.env is envs[0] and recorded < VIDEO_EPISODES
-            if recording:
-                video.add(
-                    episode.env.render(),
-                    episode.obs,
-                    gate=None if output.gate is None else output.gate[0, i].cpu().numpy(),
-                    value=output.value[0, i].item(),
-                    action=action_name(episode.env, actions[i]),
-                    episode=recorded + 1,
-                    step=episode.length,
-                )
-            episode.obs, reward, terminated, truncated, _ = episode.env.step(actions[i])
-            episode.total_reward += float(reward)
-            episode.length += 1
-            if terminated or truncated:
-                rewarded = bool(terminated and reward > 0)
-                yield episode.total_reward, episode.length, rewarded, truncated and not terminated
-                if recording:
-                    video.end_episode(rewarded if is_minigrid(episode.env.spec) else None)
-                    recorded += 1
-                number = next(upcoming, None)
-                running[i] = None if number is None else Episode.start(episode.env, number, seed)
-
-        if None in running:
-            left = [i for i, episode in enumerate(running) if episode is not None]
-            running = [running[i] for i in left]
-            state = state.select(torch.tensor(left, dtype=torch.int64, device=device))
+    for moment in moments:
+        if moment.slot == 0 and recorded < FILMED_EPISODES:
+            if moment.end:
+                film.end_episode(moment.success)
+                recorded += 1
+            else:
+                film.add(moment, episode=recorded + 1)
+        yield moment
 
 
 def evaluate_policy(
     policy: MemoryPolicy,
-    training: Any,
+    task: TaskArgs,
     algo: str,
     steps_trained: int,
     *,
@@ -158,97 +210,80 @@ def evaluate_policy(
 ) -> dict[str, Any]:
     """Play held-out episodes -> what `--json` prints.
 
-    training: the training script's arguments, of which env_id, obs_mode, agent_view_size and max_episode_steps
-    count. Success rates are None where the environment is not of MiniGrid's, as nothing there says what success
-    is. In a Memory maze what is neither a success nor a time-out ended at the wrong object. Lengths are in steps;
-    returns are the environment's own, without discount or bonus.
+    Success rates are None where the task does not tell what success is. In a maze of MiniGrid Memory what is neither
+    a success nor a time-out ended at the wrong object. Lengths are in steps; returns are the environment's own,
+    without discount or bonus.
     """
-    recorder = EpisodeVideo(video) if video else None
     parallel = min(PARALLEL, episodes)
-    if recorder:  # so that the environment on film plays several episodes
-        parallel = max(1, min(parallel, episodes // VIDEO_EPISODES))
-    envs = [
-        make_real_env(
-            training.env_id,
-            obs_mode=training.obs_mode,
-            agent_view_size=training.agent_view_size,
-            max_episode_steps=training.max_episode_steps,
-            render_mode="rgb_array" if recorder and i == 0 else None,
-        )
-        for i in range(parallel)
-    ]
-    played = list(play(policy, envs, episodes, seed, greedy, recorder))
-    if recorder:
-        recorder.close()
-    totals, lengths, rewarded, timed_out = zip(*played, strict=True)
-    successes = sum(rewarded)
-    has_success = is_minigrid(find_spec(training.env_id))
-    low, high = wilson_interval(successes, episodes) if has_success else (None, None)
+    if video:  # so that the environment on film plays several episodes
+        parallel = max(1, min(parallel, episodes // FILMED_EPISODES))
+    with Film(video) if video else nullcontext() as film:
+        envs = [make_real_env(task, "rgb_array" if video and slot == 0 else None) for slot in range(parallel)]
+        moments = play(policy, envs, episodes, seed, greedy)
+        ends = [moment for moment in (filmed(moments, film) if film else moments) if moment.end]
+    limit = episode_limit(envs[0]) or UNLIMITED_STEPS
     for env in envs:
         env.close()
-    transformer = getattr(policy, "transformer", None)
+    tells = ends[0].success is not None
+    successes = sum(bool(end.success) for end in ends)
+    low, high = wilson_interval(successes, episodes) if tells else (None, None)
     return {
-        "env_id": training.env_id,
+        "env_id": task.env_id,
         "algo": algo,
         "episodes": episodes,
         "seed": seed,
-        "success_rate": successes / episodes if has_success else None,
+        "success_rate": successes / episodes if tells else None,
         "success_ci_low": low,
         "success_ci_high": high,
-        "timeout_rate": sum(timed_out) / episodes,
-        "mean_length": sum(lengths) / episodes,
-        "mean_return": sum(totals) / episodes,
+        "timeout_rate": sum(end.end == "truncated" for end in ends) / episodes,
+        "mean_length": sum(end.step for end in ends) / episodes,
+        "mean_return": sum(end.total_reward for end in ends) / episodes,
+        "step_limit": limit,
         "greedy": greedy,
         "steps_trained": steps_trained,
-        "memory_length": getattr(transformer, "memory_length", None),
+        "memory_length": getattr(getattr(policy, "transformer", None), "memory_length", None),
     }
 
 
-def load_policy(file: str | Path) -> tuple[MemoryPolicy, Any, dict[str, Any]]:
-    """The policy of a checkpoint, on the CPU -> policy, its training arguments, the checkpoint.
+def load_policy(file: str | Path) -> tuple[MemoryPolicy, TaskArgs, dict[str, Any]]:
+    """The policy of a checkpoint, on the CPU -> policy, the task it was trained on, the checkpoint.
 
     Raises InputError if the file is missing, damaged, of an unknown algorithm, or does not fit its arguments.
     """
     checkpoint = load_checkpoint(file)
-    if checkpoint["algo"] not in SCRIPTS:
+    algo = checkpoint["algo"]
+    if algo not in POLICIES:
         raise InputError(
-            f"--checkpoint {file}: holds an agent of the algorithm {checkpoint['algo']}, allowed are "
-            f"{', '.join(SCRIPTS)}."
+            f"--checkpoint {file}: holds an agent of the algorithm {algo}, allowed are {', '.join(POLICIES)}."
         )
-    script = importlib.import_module(SCRIPTS[checkpoint["algo"]])
     try:
-        training = script.Args(**checkpoint["args"])
-        env = make_real_env(training.env_id, obs_mode=training.obs_mode, agent_view_size=training.agent_view_size)
+        settings = checkpoint["args"]
+        task = TaskArgs(**{field.name: settings[field.name] for field in fields(TaskArgs)})
+        env = make_real_env(task)
         num_observations = len(checkpoint["policy"]["recall.weight"])
-        policy = script.make_agent(training, env.observation_space, env.action_space, num_observations)
+        policy = make_policy(algo, settings, env.observation_space, env.action_space, num_observations)
         policy.load_state_dict(checkpoint["policy"])
     except (TypeError, KeyError, RuntimeError) as error:
         raise InputError(
-            f"--checkpoint {file}: its parameters do not fit this version's {checkpoint['algo']} agent "
+            f"--checkpoint {file}: its parameters do not fit this version's {algo} agent "
             f"({str(error).splitlines()[0]}); evaluate it with the version that saved it."
         ) from error
     env.close()
-    return policy, training, checkpoint
+    return policy, task, checkpoint
 
 
 def main(args: Args) -> dict[str, Any]:
     """Evaluate, print and return the result. Raises InputError on wrong input."""
-    if args.episodes < 1:
-        raise InputError(f"--episodes {args.episodes}: must be at least 1.")
-    if not 0 <= args.seed < SEED_BLOCK:
-        raise InputError(f"--seed {args.seed}: must be from 0 to {SEED_BLOCK - 1}.")
-    policy, training, checkpoint = load_policy(args.checkpoint)
-    trained_on = training.env_id
-    if args.env_id is not None:
-        training = dataclasses.replace(training, env_id=args.env_id)
-    if args.max_episode_steps is not None:
-        training = dataclasses.replace(training, max_episode_steps=args.max_episode_steps)
-    check_fit(policy, training, trained_on)
+    check_args(args)
+    policy, trained_on, checkpoint = load_policy(args.checkpoint)
+    changed = {name: getattr(args, name) for name in ("env_id", "env_kwargs", "max_episode_steps")}
+    task = replace(trained_on, **{name: value for name, value in changed.items() if value is not None})
+    check_fit(policy, task, trained_on)
     if args.memory_length is not None:
         set_memory_length(policy, checkpoint["algo"], args.memory_length)
     result = evaluate_policy(
         policy,
-        training,
+        task,
         checkpoint["algo"],
         checkpoint["step"],
         episodes=args.episodes,
@@ -256,25 +291,20 @@ def main(args: Args) -> dict[str, Any]:
         greedy=args.greedy,
         video=args.video,
     )
-    print(json.dumps(result) if args.json else describe(result, trained_on))
+    print(json.dumps(result) if args.json else describe(result, trained_on.env_id))
     return result
 
 
-def check_fit(policy: MemoryPolicy, training: Any, trained_on: str) -> None:
+def check_fit(policy: MemoryPolicy, task: TaskArgs, trained_on: TaskArgs) -> None:
     """Raises InputError unless the agent's network fits the spaces of the environment to be played."""
-    env = make_real_env(
-        training.env_id,
-        obs_mode=training.obs_mode,
-        agent_view_size=training.agent_view_size,
-        max_episode_steps=training.max_episode_steps,
-    )
-    here = (env.observation_space.shape, env.observation_space.dtype, env.action_space)
-    there = (policy.observation_space.shape, policy.observation_space.dtype, policy.action_space)
+    env = make_real_env(task)
     env.close()
-    if here != there:
+    both = env.observation_space, policy.observation_space
+    here, there = ([(part.shape, part.dtype) for part in space] for space in both)
+    if here != there or env.action_space != policy.action_space:
         raise InputError(
-            f"--env-id {training.env_id}: its observations {here[0]} {here[1]} and actions {here[2]} must be "
-            f"those of {trained_on}, on which the agent was trained: {there[0]} {there[1]} and {there[2]}."
+            f"--env-id {task.env_id}: its observations {both[0]} and actions {env.action_space} must be like those of "
+            f"{trained_on.env_id}, on which the agent was trained: {both[1]} and {policy.action_space}."
         )
 
 
@@ -282,8 +312,6 @@ def set_memory_length(policy: MemoryPolicy, algo: str, memory_length: int) -> No
     """Let the Transformer see so many steps: no parameter depends on it. Raises InputError where there is none."""
     if not hasattr(policy, "transformer"):
         raise InputError(f"--memory-length {memory_length}: must not be given, as {algo} agents have no Transformer.")
-    if memory_length < 1:
-        raise InputError(f"--memory-length {memory_length}: must be at least 1.")
     policy.transformer.memory_length = memory_length
 
 
@@ -299,7 +327,7 @@ def describe(result: dict[str, Any], trained_on: str) -> str:
             f"success rate  {result['success_rate']:.3f}  "
             f"(95% Wilson interval {result['success_ci_low']:.3f} to {result['success_ci_high']:.3f})"
         )
-    lines.append(f"time-outs     {result['timeout_rate']:.3f}")
+    lines.append(f"time-outs     {result['timeout_rate']:.3f}  (at {result['step_limit']:,} steps)")
     lines.append(f"mean length   {result['mean_length']:.1f} steps")
     lines.append(f"mean return   {result['mean_return']:.3f}")
     return "\n".join(lines)

@@ -16,9 +16,10 @@ K distinct observations, A action logits.
 """
 
 import copy
+import inspect
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import torch
@@ -28,12 +29,9 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from input_error import InputError
+from harness.input_error import InputError
+from tasks.observations import BUCKETS, GRID_VALUES, Frames, is_grid
 
-# MiniGrid encodes a cell as (object, colour, state); these are the numbers of values of each.
-GRID_VALUES = (11, 6, 4)
-# A uint8 image up to this many pixels wide is a symbolic MiniGrid view, a larger one is a picture.
-LARGEST_GRID = 19
 # Queries that attend at once: bounds the (queries x keys) attention matrix when segments are long.
 QUERY_BLOCK = 128
 
@@ -134,65 +132,89 @@ def layer_init(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2)) -> nn.M
 # ---------------------------------------------------------------------------------------------------- encoder
 
 
-class ObservationEncoder(nn.Module):
-    """Observations to vectors: (K, *space.shape) -> (K, D).
+class PartEncoder(nn.Module):
+    """One part of an observation to a vector: (K, *space.shape) -> (K, D).
 
-    - uint8 pictures (height, width, channels) of at least 36x36 pixels, with one of two CNNs: "patch" cuts the
-      picture into patches of 7x7 pixels and these into blocks of 4x4, each seen once, which for 84x84 pixels of a
-      3x3 view makes a block a cell; "nature" is that of Mnih et al. 2015, some sixteen times the arithmetic;
-    - uint8 symbolic MiniGrid views (k, k, 3), k <= 19: each cell one-hot, then a small CNN;
-    - float vectors (n,): an MLP.
-
-    Raises InputError for any other observation space.
+    - pictures (height, width, channels) of at least 36x36 pixels, with one of two CNNs: "patch" cuts the picture into
+      patches of 7x7 pixels and these into blocks of 4x4, each seen once, which for 84x84 pixels of a 3x3 view makes a
+      block a cell; "nature" is that of Mnih et al. 2015, some sixteen times the arithmetic; smaller pictures with
+      two layers of 3x3;
+    - symbolic MiniGrid views (k, k, 3): each cell one-hot, then a small CNN;
+    - float vectors (n,): an MLP;
+    - words (W,): embeddings of word and place, summed.
     """
 
-    def __init__(self, space: spaces.Box, width: int, cnn: str = "patch"):
+    def __init__(self, space: spaces.Space, width: int, cnn: str):
         super().__init__()
-        shape = space.shape
-        if len(shape) == 1:
+        if isinstance(space, spaces.MultiDiscrete):
+            self.kind = "words"
+            self.net = nn.Embedding(BUCKETS, width, padding_idx=0)
+            self.place = nn.Parameter(torch.randn(space.shape[0], width))
+        elif len(space.shape) == 1:
             self.kind = "vector"
             self.net = nn.Sequential(
-                layer_init(nn.Linear(shape[0], width)),
+                layer_init(nn.Linear(space.shape[0], width)),
                 nn.Tanh(),
                 layer_init(nn.Linear(width, width)),
                 nn.Tanh(),
             )
-        elif len(shape) == 3 and space.dtype == "uint8" and shape[0] <= LARGEST_GRID and shape[2] == 3:
+        elif is_grid(space):
             self.kind = "grid"
             self.net = nn.Sequential(
                 layer_init(nn.Conv2d(sum(GRID_VALUES), 32, 3, padding=1)),
                 nn.ReLU(),
                 nn.Flatten(),
-                layer_init(nn.Linear(32 * shape[0] * shape[1], width)),
+                layer_init(nn.Linear(32 * space.shape[0] * space.shape[1], width)),
                 nn.ReLU(),
             )
-        elif len(shape) == 3 and space.dtype == "uint8" and min(shape[:2]) >= 36:
-            self.kind = "image"
+        else:
+            self.kind = "picture"
+            height, width_in_pixels, maps = space.shape
             # feature maps, kernel, stride
-            sizes = [(16, 7, 7), (32, 4, 4)] if cnn == "patch" else [(32, 8, 4), (64, 4, 2), (64, 3, 1)]
-            layers, maps = [], shape[2]
+            if min(height, width_in_pixels) < 36:
+                sizes = [(16, 3, 1), (32, 3, 2)]
+            elif cnn == "patch":
+                sizes = [(16, 7, 7), (32, 4, 4)]
+            else:
+                sizes = [(32, 8, 4), (64, 4, 2), (64, 3, 1)]
+            layers = []
             for out, kernel, stride in sizes:
                 layers += [layer_init(nn.Conv2d(maps, out, kernel, stride)), nn.ReLU()]
                 maps = out
             convolutions = nn.Sequential(*layers, nn.Flatten())
-            flat = convolutions(torch.zeros(1, shape[2], shape[0], shape[1])).shape[1]
+            flat = convolutions(torch.zeros(1, space.shape[2], height, width_in_pixels)).shape[1]
             self.net = nn.Sequential(convolutions, layer_init(nn.Linear(flat, width)), nn.ReLU())
-        else:
-            raise InputError(
-                f"--env-id: its observations have shape {shape} and type {space.dtype}; allowed are float vectors, "
-                f"uint8 images (height, width, channels) of at least 36x36 pixels and MiniGrid's k x k x 3 views."
-            )
+            # A float picture is taken as it is unless its bounds tell of a scale.
+            bounded = float(space.high.max()) < 1e3
+            self.scale = 1 / max(float(space.high.max()), 1.0) if bounded else 1.0
 
-    def forward(self, obs: Tensor) -> Tensor:
+    def forward(self, part: Tensor) -> Tensor:
         dtype = next(self.net.parameters()).dtype
-        if self.kind == "image":
-            obs = obs.permute(0, 3, 1, 2).to(dtype).mul_(1 / 255)
+        if self.kind == "words":
+            known = (part > 0)[..., None].to(dtype)
+            return ((self.net(part) + self.place) * known).sum(-2).tanh()
+        if self.kind == "picture":
+            part = part.permute(0, 3, 1, 2).to(dtype).mul_(self.scale)
         elif self.kind == "grid":
-            planes = [F.one_hot(obs[..., i].long(), n) for i, n in enumerate(GRID_VALUES)]
-            obs = torch.cat(planes, -1).permute(0, 3, 1, 2).to(dtype)
+            planes = [F.one_hot(part[..., i].long(), n) for i, n in enumerate(GRID_VALUES)]
+            part = torch.cat(planes, -1).permute(0, 3, 1, 2).to(dtype)
         else:
-            obs = obs.to(dtype)
-        return self.net(obs)
+            part = part.to(dtype)
+        return self.net(part)
+
+
+class ObservationEncoder(nn.Module):
+    """Frames to vectors: K frames of any parts (see tasks/observations.py) -> (K, D)."""
+
+    def __init__(self, space: spaces.Tuple, width: int, cnn: str):
+        super().__init__()
+        self.parts = nn.ModuleList(PartEncoder(part, width, cnn) for part in space)
+        several = len(space) > 1
+        self.join = nn.Sequential(layer_init(nn.Linear(len(space) * width, width)), nn.Tanh()) if several else None
+
+    def forward(self, frames: Frames) -> Tensor:
+        encoded = [encoder(part) for encoder, part in zip(self.parts, frames, strict=True)]
+        return self.join(torch.cat(encoded, -1)) if self.join else encoded[0]
 
 
 # ---------------------------------------------------------------------------------------- short-term memory
@@ -386,7 +408,7 @@ class TransformerMemory(nn.Module):
         heads: int,
         memory_length: int,
         ff_width: int,
-        positions: str = "rotary",
+        positions: str,
     ):
         super().__init__()
         if width % heads or (width // heads) % 2:
@@ -554,13 +576,14 @@ class MemoryPolicy(nn.Module):
 
     def __init__(
         self,
-        observation_space: spaces.Box,
+        observation_space: spaces.Tuple,
         action_space: spaces.Discrete | spaces.MultiDiscrete,
         num_observations: int,
+        *,
         width: int,
         cnn: str,
-        hidden: str = "gated",
-        forget: bool = False,
+        hidden: str,
+        forget: bool,
     ):
         super().__init__()
         self.forget = forget
@@ -573,13 +596,13 @@ class MemoryPolicy(nn.Module):
         self.critic = layer_init(nn.Linear(width, 1), 1.0)
         self.recall = layer_init(nn.Linear(width, num_observations), 0.1)
 
-    def fix_shapes(self) -> None:
+    def fix_shapes(self, fixed: bool = True) -> None:
         """Let no shape depend on what tensors hold: for GPUs, which would have to wait whenever that is looked at.
 
         The numbers stay the same. Costs arithmetic on cached steps that the mask hides.
         """
         for module in self.modules():
-            module.fixed_shapes = True
+            module.fixed_shapes = fixed
 
     def initial_state(self, batch: int) -> MemoryState:
         """The empty memory of `batch` sequences."""
@@ -592,18 +615,18 @@ class MemoryPolicy(nn.Module):
         raise NotImplementedError
 
     def forward(
-        self, obs: Tensor, state: MemoryState, episode_start: Tensor, obs_index: Tensor | None = None
+        self, frames: Frames, state: MemoryState, episode_start: Tensor, obs: Tensor | None = None
     ) -> tuple[PolicyOutput, MemoryState]:
         """One step (T = 1) or a segment.
 
-        obs (T, B, *shape); or, so that equal observations are encoded once, obs (K, *shape) and obs_index
-        (T, B) int64, the number of each step's observation among them. episode_start (T, B) bool: the step is
-        the first of its episode; the memory is emptied before it.
+        frames: every part (T, B, *shape); or, so that equal frames are encoded once, every part (K, *shape) and
+        obs (T, B) int64, the number of each step's frame among them. episode_start (T, B) bool: the step is the
+        first of its episode; the memory is emptied before it.
         """
-        if obs_index is None:
-            x = self.encoder(obs.flatten(0, 1)).unflatten(0, obs.shape[:2])
+        if obs is None:
+            x = self.encoder(tuple(part.flatten(0, 1) for part in frames)).unflatten(0, frames[0].shape[:2])
         else:
-            x = F.embedding(obs_index, self.encoder(obs))
+            x = F.embedding(obs, self.encoder(frames))
         return self.act(x, state, episode_start)
 
     def act(self, x: Tensor, state: MemoryState, episode_start: Tensor) -> tuple[PolicyOutput, MemoryState]:
@@ -646,24 +669,22 @@ class PalmerPolicy(MemoryPolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Box,
+        observation_space: spaces.Tuple,
         action_space: spaces.Discrete | spaces.MultiDiscrete,
         num_observations: int,
         *,
-        width: int = 128,
-        cnn: str = "patch",
-        lstm_layers: int = 1,
-        trxl_layers: int = 1,
-        trxl_heads: int = 4,
-        trxl_ff_mult: int = 2,
-        memory_length: int = 64,
-        positions: str = "rotary",
-        gate_floor: float = 0.0,
-        fixed_gate: float | None = None,
-        hidden: str = "gated",
-        forget: bool = False,
+        lstm_layers: int,
+        trxl_layers: int,
+        trxl_heads: int,
+        trxl_ff_mult: int,
+        memory_length: int,
+        positions: str,
+        gate_floor: float,
+        fixed_gate: float | None,
+        width: int,
+        **shared: Any,
     ):
-        super().__init__(observation_space, action_space, num_observations, width, cnn, hidden, forget)
+        super().__init__(observation_space, action_space, num_observations, width=width, **shared)
         self.lstm = LSTMMemory(width, lstm_layers)
         self.transformer = TransformerMemory(
             width, trxl_layers, trxl_heads, memory_length, trxl_ff_mult * width, positions
@@ -678,3 +699,78 @@ class PalmerPolicy(MemoryPolicy):
         h_transformer, cache, clock = self.transformer(x, state.cache, state.clock, episode_start)
         z, gate = self.gate(h_transformer, h_lstm)
         return z, gate, MemoryState(h, c, cache, clock)
+
+
+class LSTMPolicy(MemoryPolicy):
+    """PALMER without its Transformer and gate: z_t = h^L_t = LayerNorm(LSTM(x_t, h_{t-1}, c_{t-1}))."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Tuple,
+        action_space: spaces.Discrete | spaces.MultiDiscrete,
+        num_observations: int,
+        *,
+        lstm_layers: int,
+        width: int,
+        **shared: Any,
+    ):
+        super().__init__(observation_space, action_space, num_observations, width=width, **shared)
+        self.lstm = LSTMMemory(width, lstm_layers)
+
+    def initial_state(self, batch: int) -> MemoryState:
+        return empty_state(self, batch, lstm=self.lstm)
+
+    def remember(self, x: Tensor, state: MemoryState, episode_start: Tensor) -> tuple[Tensor, None, MemoryState]:
+        z, h, c = self.lstm(x, state.h, state.c, episode_start)
+        clock = episode_clock(state.clock, episode_start)[0][-1] + 1
+        return z, None, state._replace(h=h, c=c, clock=clock)
+
+
+class TrXLPolicy(MemoryPolicy):
+    """PALMER without its LSTM and gate: z_t = h^T_t = LayerNorm(Transformer(x_{t-M+1..t}))."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Tuple,
+        action_space: spaces.Discrete | spaces.MultiDiscrete,
+        num_observations: int,
+        *,
+        trxl_layers: int,
+        trxl_heads: int,
+        trxl_ff_mult: int,
+        memory_length: int,
+        positions: str,
+        width: int,
+        **shared: Any,
+    ):
+        super().__init__(observation_space, action_space, num_observations, width=width, **shared)
+        self.transformer = TransformerMemory(
+            width, trxl_layers, trxl_heads, memory_length, trxl_ff_mult * width, positions
+        )
+
+    def initial_state(self, batch: int) -> MemoryState:
+        return empty_state(self, batch, transformer=self.transformer)
+
+    def remember(self, x: Tensor, state: MemoryState, episode_start: Tensor) -> tuple[Tensor, None, MemoryState]:
+        z, cache, clock = self.transformer(x, state.cache, state.clock, episode_start)
+        return z, None, state._replace(cache=cache, clock=clock)
+
+
+POLICIES = {"palmer": PalmerPolicy, "lstm": LSTMPolicy, "trxl": TrXLPolicy}
+
+
+def make_policy(
+    algo: str,
+    settings: Mapping[str, Any],
+    observation_space: spaces.Tuple,
+    action_space: spaces.Discrete | spaces.MultiDiscrete,
+    num_observations: int,
+) -> MemoryPolicy:
+    """The agent `algo` with those of `settings`, a training script's flags, that its constructor names.
+
+    Raises InputError for settings that cannot be, KeyError where one is missing.
+    """
+    constructors = (POLICIES[algo], MemoryPolicy)
+    parameters = [p for cls in constructors for p in inspect.signature(cls).parameters.values()]
+    chosen = {p.name: settings[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return POLICIES[algo](observation_space, action_space, num_observations, **chosen)

@@ -46,11 +46,10 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-
 from experiment import describe_session, run_script, seed_everything, write_json
 from input_error import InputError
 from memory_envs import make_envs
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 # matplotlib is imported where it draws: it would count as memory of the agents, and no agent needs it.
 

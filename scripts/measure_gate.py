@@ -21,10 +21,11 @@ from minigrid.minigrid_env import MiniGridEnv
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from evaluate import FIRST_SEED, SEED_BLOCK, load_policy
 from experiment import run_script
 from input_error import InputError
 from memory_envs import make_real_env, memory_maze
+
+from evaluate import FIRST_SEED, SEED_BLOCK, load_policy
 from palmer_policy import MemoryPolicy, PolicyOutput
 from scripts.collect_results import write_csv
 

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from experiment import run_script
 from input_error import InputError
+
 from scripts.collect_results import write_csv
 from scripts.measure_gate import PHASES, Moment, load_player, play
 

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from experiment import check_args
+from input_error import InputError
 
 import ppo_lstm
 import ppo_palmer
 import ppo_trxl
-from experiment import check_args
-from input_error import InputError
 from scripts import benchmark_speed
 from scripts.benchmark_speed import Configuration, Options
 

@@ -1,15 +1,15 @@
 """Recording steps as CUDA graphs: everything but the recording itself, which needs a GPU, runs here on the CPU."""
 
+import cuda_graphs
 import pytest
 import torch
-
-import cuda_graphs
-import ppo_lstm
-import ppo_palmer
-import ppo_trxl
 from cuda_graphs import GraphedStep, graph_rollout
 from input_error import InputError
 from memory_envs import make_envs
+
+import ppo_lstm
+import ppo_palmer
+import ppo_trxl
 
 SCRIPTS = [ppo_palmer, ppo_lstm, ppo_trxl]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

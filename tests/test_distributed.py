@@ -9,16 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import distributed
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from memory_envs import make_envs
 
-import distributed
 import ppo_lstm
 import ppo_palmer
 import ppo_trxl
-from memory_envs import make_envs
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"palmer": ppo_palmer, "lstm": ppo_lstm, "trxl": ppo_trxl}

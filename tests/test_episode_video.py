@@ -3,6 +3,8 @@
 import imageio.v2 as imageio
 import numpy as np
 import pytest
+from input_error import InputError
+from memory_envs import make_real_env
 from PIL import Image
 
 from episode_video import (
@@ -17,8 +19,6 @@ from episode_video import (
     draw_frame,
     draw_view,
 )
-from input_error import InputError
-from memory_envs import make_real_env
 
 MAGENTA, CYAN = (255, 0, 255), (0, 255, 255)
 

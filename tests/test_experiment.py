@@ -17,12 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import experiment
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-import experiment
 from experiment import (
     Interrupt,
     Progress,
@@ -39,6 +37,7 @@ from experiment import (
     write_json,
 )
 from input_error import InputError
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 @dataclass

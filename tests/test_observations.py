@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-
 from memory_envs import ObservationTable
 
 IMAGE = spaces.Box(0, 255, (4, 5, 3), np.uint8)

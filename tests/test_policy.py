@@ -3,12 +3,12 @@
 import pytest
 import torch
 from gymnasium import spaces
+from input_error import InputError
 
 import palmer_policy
 import ppo_lstm
 import ppo_palmer
 import ppo_trxl
-from input_error import InputError
 from palmer_policy import (
     ActionDistribution,
     AdaptiveGate,

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from memory_envs import ObservationTable, Step, make_envs
 
 import ppo_lstm
 import ppo_palmer
 import ppo_trxl
-from memory_envs import ObservationTable, Step, make_envs
 
 SCRIPTS = [ppo_palmer, ppo_lstm, ppo_trxl]
 PHASES = [

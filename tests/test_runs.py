@@ -8,16 +8,16 @@ import sys
 import time
 from pathlib import Path
 
+import experiment
 import pytest
 import torch
+from input_error import InputError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
-import experiment
 import ppo_lstm
 import ppo_palmer
 import ppo_trxl
-from input_error import InputError
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = [ppo_palmer, ppo_lstm, ppo_trxl]

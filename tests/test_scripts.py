@@ -12,10 +12,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import experiment
 import pytest
 
 import evaluate
-import experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 

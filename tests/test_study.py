@@ -12,11 +12,11 @@ import optuna
 import pandas as pd
 import pytest
 import torch
+from input_error import InputError
 
 import evaluate
 import ppo_lstm
 import ppo_palmer
-from input_error import InputError
 from palmer_policy import PolicyOutput
 from scripts import (
     collect_results,

@@ -4,15 +4,12 @@ import io
 from collections import Counter
 
 import gymnasium
+import memory_envs
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from minigrid.envs import MemoryEnv
-from torch.utils._python_dispatch import TorchDispatchMode
-
-import memory_envs
 from input_error import InputError
 from memory_envs import (
     GymnasiumEnvs,
@@ -24,6 +21,8 @@ from memory_envs import (
     make_real_env,
     maze_layout,
 )
+from minigrid.envs import MemoryEnv
+from torch.utils._python_dispatch import TorchDispatchMode
 
 LEFT, FORWARD, DONE = 0, 2, 6
 MAZES = {  # layouts, states, distinct 3x3 views, distinct 7x7 views

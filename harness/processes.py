@@ -15,15 +15,38 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from harness.input_error import InputError
 
-def join_processes(cuda: bool) -> tuple[int, int]:
+
+def choose_device(cuda: bool) -> torch.device:
+    """The GPU if asked for and there, otherwise the CPU. Of several GPUs each process on a machine takes its own.
+
+    Raises InputError where the machine has fewer GPUs than processes.
+    """
+    if not cuda:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        print("--cuda: no usable GPU found, running on the CPU")
+        return torch.device("cpu")
+    local_rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise InputError(
+            f"--cuda: process {local_rank} of this machine needs a GPU of its own, and there are {gpus}; start at "
+            f"most {gpus} processes a machine, or use the CPU with --no-cuda."
+        )
+    # Also the current device, on which NCCL and everything that names no number then work.
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def join_processes(device: torch.device) -> tuple[int, int]:
     """Meet the other processes that torchrun started -> rank, number of processes."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1 and not dist.is_initialized():
         # Imported later, as torch.optim does, it keeps the group as a default argument of its functions: the group
         # then outlives leave_processes, and its threads now and then abort the process as Python ends.
         importlib.import_module("torch.distributed.nn.functional")
-        dist.init_process_group("nccl" if cuda else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return (dist.get_rank(), world_size) if world_size > 1 else (0, 1)
 
 

@@ -1,0 +1,1 @@
+"""What surrounds the learning: flags, the run's folder, checkpoints, progress, processes."""

@@ -1,0 +1,244 @@
+"""One run's folder: config.json, metrics.jsonl, TensorBoard events, checkpoint.pt, summary.json, videos/; wandb."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from harness.checkpoint import finite_or_none, write_json
+from harness.input_error import InputError
+
+CODE = (":(glob)**/*.py", ":(glob)**/*.sh", ":(glob)requirements*.txt")
+
+
+class RunFolder:
+    """One run's folder: config.json, metrics.jsonl, TensorBoard events, checkpoint.pt, summary.json, videos/.
+
+    Args:
+        path: the folder; "" creates runs/{env_id}__ppo_{algo}__{seed}__{unix time}.
+        args: the script's dataclass of flags.
+        algo: "palmer", "lstm" or "trxl".
+        log_sizes: None for a new run. For a resumed run, what `log_sizes()` returned when the checkpoint was
+            saved: the logs are cut back to it, so that no row is missing or written twice.
+
+    Raises:
+        InputError: the folder cannot be written or already holds a run (--run-dir), does not fit the
+            checkpoint (--resume), or wandb is missing or cannot start (--track).
+    """
+
+    def __init__(self, path: str | Path, args: Any, algo: str, log_sizes: dict[str, int] | None = None):
+        wandb = import_wandb() if args.track else None
+        if log_sizes is None:
+            self.path = create_folder(path, args, algo)
+            config = {"algo": algo, "args": dataclasses.asdict(args), **describe_session()}
+        else:
+            self.path = Path(path)
+            config = read_config(self.path)
+            if config["algo"] != algo:
+                raise InputError(f"--resume {path}: that is a run of '{config['algo']}', not of '{algo}'.")
+            cut_logs(self.path, log_sizes)
+            config["args"] = dataclasses.asdict(args)
+            config.setdefault("resumed", []).append(describe_session())
+
+        self.checkpoint_file = self.path / "checkpoint.pt"
+        self.summary_file = self.path / "summary.json"
+        self.videos = self.path / "videos"
+        self._wandb = wandb
+        self._wandb_run = None
+        if wandb is not None:
+            self._wandb_run = start_wandb(wandb, self.path, args, algo, config.get("wandb_id"))
+            config["wandb_id"] = self._wandb_run.id
+        try:
+            write_json(self.path / "config.json", config)
+            # Line buffering: a killed run loses no finished row.
+            self._metrics = open(self.path / "metrics.jsonl", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+            wait_for_later_name(self.path)
+            self._tensorboard = SummaryWriter(str(self.path), flush_secs=10)
+        except OSError as error:
+            raise InputError(cannot_write(self.path, error)) from error
+        self._seconds_before = seconds_logged(self.path / "metrics.jsonl")
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds this run has taken, with earlier sessions up to the last row they left behind."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Write one row. NaN, infinity and None are null in metrics.jsonl and left out elsewhere."""
+        row = {name: None if value is None else finite_or_none(float(value)) for name, value in metrics.items()}
+        self._metrics.write(json.dumps({"step": step, "time": round(self.seconds, 3), **row}) + "\n")
+        present = {name: value for name, value in row.items() if value is not None}
+        for name, value in present.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if self._wandb_run is not None:
+            self._wandb_run.log(present, step=step)
+
+    def log_video(self, step: int, file: str | Path) -> None:
+        """Show a video file of this run on wandb, when tracking."""
+        if self._wandb_run is not None:
+            self._wandb_run.log({"video": self._wandb.Video(str(file), format="mp4")}, step=step)
+
+    def log_sizes(self) -> dict[str, int]:
+        """Bring all logs to disk and return {file name: bytes}, to be saved in the checkpoint."""
+        self._tensorboard.flush()
+        self._metrics.flush()
+        sizes = {}
+        for file in log_files(self.path):
+            # Without fsync a power cut could keep the checkpoint and lose rows that it counts on.
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+            sizes[file.name] = file.stat().st_size
+        return sizes
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._tensorboard.close()
+        if self._wandb_run is not None:
+            self._wandb_run.finish()
+
+
+def create_folder(path: str | Path, args: Any, algo: str) -> Path:
+    """Make a new run's folder. An existing one is fine (it may hold a log) unless it holds a run."""
+    if path:
+        folder = Path(path)
+    else:
+        unix_time, env_id = int(time.time()), re.sub(r"[^\w.-]", "_", args.env_id)
+        while True:
+            folder = Path("runs") / f"{env_id}__ppo_{algo}__{args.seed}__{unix_time}"
+            if not folder.exists():
+                break
+            unix_time += 1
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(cannot_write(folder, error)) from error
+    if (folder / "config.json").exists():
+        raise InputError(
+            f"--run-dir {folder}: already holds a run; continue it with --resume {folder} or name another."
+        )
+    return folder
+
+
+def cannot_write(folder: Path, error: OSError) -> str:
+    return f"--run-dir {folder}: cannot be written ({error.strerror}); name a folder that you may write to."
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of the run in `folder`. Raises InputError, naming --resume, if there is none."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["algo"], config["args"]  # noqa: B018  a KeyError tells that this is someone else's config.json
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"--resume {folder}: no run is stored there (no readable config.json); name the folder of a run."
+        ) from error
+    return config
+
+
+def describe_session() -> dict[str, Any]:
+    """What is needed to repeat this process: the command, its threads and the versions."""
+    packages = ("torch", "gymnasium", "minigrid", "numpy")
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in packages},
+            "commit": git_commit(),
+        },
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),  # where Python lies is nobody else's business
+        "threads": torch.get_num_threads(),
+    }
+
+
+def git_commit() -> str | None:
+    """The project's commit, with "-dirty" if its code was changed since; None outside of its repository.
+
+    Only code counts: tables, figures, agents and texts are written between the runs of one study.
+    """
+    here = Path(__file__).resolve().parent.parent
+    # --git-dir, so that a repository around an unpacked copy of this one is not taken for it.
+    git = ["git", "--git-dir", str(here / ".git"), "--work-tree", str(here)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *CODE], capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("-dirty" if changed.returncode else "")
+
+
+def log_files(folder: Path) -> list[Path]:
+    return [folder / "metrics.jsonl", *sorted(folder.glob("events.out.tfevents.*"))]
+
+
+def cut_logs(folder: Path, log_sizes: Mapping[str, int]) -> None:
+    """Cut the logs back to their sizes at the checkpoint and delete event files begun after it."""
+    for name, size in log_sizes.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size < size:
+            raise InputError(
+                f"--resume {folder}: {name} is missing or shorter than the {size} bytes it had at the "
+                "checkpoint; restore it, or start a new run."
+            )
+    for file in log_files(folder):
+        if file.name in log_sizes:
+            os.truncate(file, log_sizes[file.name])
+        else:
+            file.unlink(missing_ok=True)
+
+
+def wait_for_later_name(folder: Path) -> None:
+    """Wait, a second at most, until a new event file gets a name that sorts after those in `folder`.
+
+    TensorBoard reads event files in the order of their names, events.out.tfevents.{unix seconds}.{host}.{pid}, and
+    drops what it then takes for steps out of order; in one and the same second the process number would decide.
+    """
+    newest = max((file.name.split(".")[3] for file in folder.glob("events.out.tfevents.*")), default="")
+    while str(int(time.time())) == newest:
+        time.sleep(0.02)
+
+
+def seconds_logged(metrics_file: Path) -> float:
+    """The "time" of the last row, 0 if there is none."""
+    lines = metrics_file.read_text(encoding="utf-8").splitlines()
+    return json.loads(lines[-1])["time"] if lines else 0.0
+
+
+def import_wandb() -> Any:
+    """The wandb module: it takes a second to import, and only --track needs it."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise InputError(
+            "--track: the wandb package is missing; install it with: pip install -r requirements.txt."
+        ) from error
+    return wandb
+
+
+def start_wandb(wandb: Any, folder: Path, args: Any, algo: str, run_id: str | None) -> Any:
+    """Start a wandb run or, with a `run_id`, continue that one."""
+    try:
+        return wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "palmer"),  # wandb itself reads WANDB_ENTITY and WANDB_MODE
+            name=folder.resolve().name,
+            config={"algo": algo, **dataclasses.asdict(args)},
+            dir=str(folder),
+            id=run_id,
+            resume="allow" if run_id else None,
+        )
+    except wandb.Error as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"--track: wandb did not start ({reason}); log in with `wandb login` or set WANDB_MODE=offline."
+        ) from error

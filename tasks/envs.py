@@ -1,0 +1,112 @@
+"""N environments of one task, as tables or from the Gymnasium package, which look the same from outside."""
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torch import Tensor
+
+from harness.input_error import InputError
+from tasks import minigrid_memory
+from tasks.observations import ObservationTable
+from tasks.real import RGB_PIXELS, TaskArgs, episode_limit, first_line, make_real_env, requested_limit
+from tasks.step import Step
+from tasks.tables import TableEnvs
+
+LARGEST_SEED = 10**9  # held-out seeds start here
+
+
+def make_envs(
+    task: TaskArgs, num_envs: int, *, seed: int = 1, device: torch.device | str = "cpu"
+) -> "TableEnvs | GymnasiumEnvs":
+    """N environments of a task, with observation numbers and rewards on `device`. Raises InputError as needed."""
+    is_maze = minigrid_memory.maze_of(task.env_id) is not None and task.env_kwargs == "{}"
+    if task.env_backend == "table" and not is_maze:
+        raise InputError(
+            f"--env-backend table: for {task.env_id} allowed are auto and gymnasium, tables exist only for "
+            "MiniGrid-MemoryS<size>-v0 and MiniGrid-MemoryS<size>Random-v0."
+        )
+    if is_maze and task.env_backend != "gymnasium":
+        tables = maze_tables(task.env_id, task.obs_mode, task.agent_view_size)
+        return TableEnvs(tables, num_envs, limit=requested_limit(task), seed=seed, device=device)
+    return GymnasiumEnvs(task, num_envs, seed=seed, device=device)
+
+
+@functools.lru_cache(maxsize=8)
+def maze_tables(env_id: str, obs_mode: str, agent_view_size: int) -> minigrid_memory.MazeTables:
+    """A maze of MiniGrid Memory, enumerated in less than a second (S65: five). Raises InputError for wrong flags."""
+    task = TaskArgs(env_id=env_id, obs_mode=obs_mode, agent_view_size=agent_view_size, max_episode_steps=0)
+    tile_size = RGB_PIXELS // agent_view_size if obs_mode == "rgb" else None
+    return minigrid_memory.enumerate_maze(make_real_env(task), tile_size)
+
+
+class GymnasiumEnvs:
+    """N environments of any Gymnasium package with discrete actions, one after the other on the CPU.
+
+    Their inner state cannot be saved: after `load_state_dict` call `reset`, and new episodes begin.
+    """
+
+    exact_resume = False
+
+    def __init__(self, task: TaskArgs, num_envs: int, *, seed: int = 1, device: torch.device | str = "cpu"):
+        """Raises InputError as `make_real_env` does, and for whatever the environment's first reset raises."""
+        make_one = functools.partial(make_real_env, task)
+        self._envs = SyncVectorEnv([make_one] * num_envs, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+        self.num_envs = num_envs
+        self.action_space = self._envs.single_action_space
+        self.observations = ObservationTable(self._envs.single_observation_space, device=device)
+        self._device = torch.device(device)
+        self._seed = seed
+        self._reset_seed: int | None = seed
+        self._steps = 0
+        try:
+            self.reset()
+        except Exception as error:  # whatever an environment of one's own does
+            raise InputError(f"--env-id {task.env_id}: its reset fails with {first_line(error)}.") from error
+        self._reset_seed = seed
+        self.max_episode_steps = episode_limit(self._envs.envs[0])
+        self.tells_success = self._envs.envs[0].get_wrapper_attr("tells")
+
+    def reset(self) -> Tensor:
+        """Starts a new episode in every environment; observation numbers (N,) int64."""
+        batch, _ = self._envs.reset(seed=self._reset_seed)
+        self._reset_seed = None
+        return self.observations.number(batch)
+
+    def step(self, action: Tensor) -> Step:
+        """Takes `action`: (N,) int64, or (N, A) where an action has A parts."""
+        batch, reward, terminated, truncated, infos = self._envs.step(action.cpu().numpy())
+        self._steps += 1
+        obs = final_obs = self.observations.number(batch)
+        success = np.zeros_like(terminated)
+        if "final_obs" in infos:
+            ended = np.flatnonzero(infos["_final_obs"])
+            final_obs = obs.clone()
+            frames = zip(*infos["final_obs"][ended], strict=True)
+            final_obs[ended] = self.observations.number(tuple(np.stack(part) for part in frames))
+            success[ended] = infos["final_info"]["is_success"][ended]
+        return Step(
+            obs=obs,
+            reward=torch.from_numpy(reward.astype(np.float32)).to(self._device),
+            terminated=torch.from_numpy(terminated).to(self._device),
+            truncated=torch.from_numpy(truncated & ~terminated).to(self._device),
+            final_obs=final_obs,
+            success=torch.from_numpy(success).to(self._device),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The numbered observations, and what it takes to continue with episodes not played before."""
+        return {"seed": self._seed, "steps": self._steps, "observations": self.observations.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave; call `reset` next."""
+        self._seed, self._steps = state["seed"], state["steps"]
+        # Seeding with the first seed again would replay the episodes of the beginning.
+        drawn = np.random.SeedSequence([self._seed, self._steps]).generate_state(1)[0]
+        self._reset_seed = int(drawn) % (LARGEST_SEED - self.num_envs)
+        self.observations.load_state_dict(state["observations"])
+
+    def close(self) -> None:
+        self._envs.close()

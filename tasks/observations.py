@@ -1,0 +1,264 @@
+"""Observations: any Gymnasium space as a few parts that an encoder can take, and a number for each frame.
+
+    Box(0, 255, (84, 84))                      -> picture (84, 84, 1)
+    Dict(image=Box(0, 255, (3, 96, 96)), ...)  -> picture (96, 96, 3), vector (n,) of all the rest, words (W,)
+
+A frame, one observation, is a tuple of such parts. `ObservationTable` hands out numbers for frames, so a rollout
+stores 8 bytes a step and an encoder looks only once at each distinct frame.
+
+Shape letters: N environments, B frames of a batch, K frames of a table, D width.
+"""
+
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import Space, spaces
+from torch import Tensor
+
+Frames = tuple[Tensor, ...]  # B frames: for each part a tensor (B, *shape)
+
+CAPACITY = 4096  # distinct frames that are told apart
+SMALLEST_PICTURE = 7  # pixels; what is smaller is a vector of numbers
+GRID_VALUES = (11, 6, 4)  # MiniGrid encodes a cell as (object, colour, state), each below these
+WORDS, BUCKETS = 32, 1024  # of a text: so many words count, each by one of so many numbers, 0 for none
+
+
+# ---------------------------------------------------------------------------------- parts
+
+
+def plain_space(space: Space) -> spaces.Tuple:
+    """The parts of an observation space: pictures, then one vector of all numbers, then texts.
+
+    - picture: Box (height, width, channels), uint8 or float32, at least 7x7. In the environment its channels may
+      come first or be missing, and pictures may be stacked;
+    - vector: Box (n,) float32, with numbers as they are and everything discrete one-hot;
+    - words: MultiDiscrete (32,), each word of a text by a hash.
+
+    Raises ValueError for a space that has no fixed size.
+    """
+    pictures, texts, vectors = [], [], []
+    for leaf in leaves(space):
+        kind = kind_of(leaf)
+        if kind == "picture":
+            pictures.append(picture_space(leaf))
+        elif kind == "words":
+            texts.append(spaces.MultiDiscrete([BUCKETS] * WORDS))
+        else:
+            vectors.append(spaces.flatten_space(leaf))
+    if vectors:
+        with np.errstate(over="ignore"):  # a float64 bound beyond float32 becomes infinite, as it means to
+            low, high = (
+                np.concatenate([getattr(v, end) for v in vectors]).astype(np.float32) for end in ("low", "high")
+            )
+        vectors = [spaces.Box(low, high)]
+    return spaces.Tuple((*pictures, *vectors, *texts))
+
+
+def plain_observation(space: Space, obs: Any) -> tuple[np.ndarray, ...]:
+    """An observation in `space` -> its parts, in the order of `plain_space`; copies, as buffers may be used again."""
+    pictures, texts, vectors = [], [], []
+    for leaf, value in zip(leaves(space), leaves(space, obs), strict=True):
+        kind = kind_of(leaf)
+        if kind == "picture":
+            pictures.append(channels_last(np.array(value, dtype=picture_dtype(leaf))))
+        elif kind == "words":
+            texts.append(words(value))
+        else:
+            vectors.append(np.array(spaces.flatten(leaf, value), dtype=np.float32))
+    return (*pictures, *([np.concatenate(vectors)] if vectors else []), *texts)
+
+
+def leaves(space: Space, *obs: Any) -> list:
+    """The spaces of which nested Dicts and Tuples are made or, with `obs`, the values in their place."""
+    if isinstance(space, spaces.Dict):
+        return [leaf for key, part in space.items() for leaf in leaves(part, *(value[key] for value in obs))]
+    if isinstance(space, spaces.Tuple):
+        return [leaf for i, part in enumerate(space) for leaf in leaves(part, *(value[i] for value in obs))]
+    return [obs[0] if obs else space]
+
+
+def kind_of(leaf: Space) -> str:
+    if isinstance(leaf, spaces.Text) or type(leaf).__name__ == "MissionSpace":  # MiniGrid's own kind of text
+        return "words"
+    if not leaf.is_np_flattenable:
+        raise ValueError(f"{leaf} has no fixed size")
+    if isinstance(leaf, spaces.Box) and 2 <= len(leaf.shape) <= 4:
+        height, width, _ = channels_last(np.empty(leaf.shape, np.uint8)).shape
+        if min(height, width) >= SMALLEST_PICTURE or is_grid(leaf):
+            return "picture"
+    return "vector"
+
+
+def is_grid(space: Space) -> bool:
+    """A MiniGrid view as codes of cells (k, k, 3), by its bounds: a picture of that size would reach to 255."""
+    shape = getattr(space, "shape", None) or ()
+    return len(shape) == 3 and shape[2] == 3 and bool((space.high + 1 == GRID_VALUES).all())
+
+
+def grid_space(side: int) -> spaces.Box:
+    high = np.broadcast_to(np.array(GRID_VALUES, np.uint8) - 1, (side, side, 3))
+    return spaces.Box(np.zeros_like(high), high, dtype=np.uint8)
+
+
+def channels_last(picture: np.ndarray) -> np.ndarray:
+    """(h, w), (h, w, c), (c, h, w), or stacked (s, h, w), (s, h, w, c), (s, c, h, w) -> (h, w, channels).
+
+    The axis of channels, and that of a stack, is the shortest.
+    """
+    if picture.ndim == 4:
+        stacked = [channels_last(one) for one in picture]
+        return np.concatenate(stacked, -1)
+    if picture.ndim == 2:
+        return picture[..., None]
+    return picture.transpose(1, 2, 0) if picture.shape[0] < picture.shape[2] else picture
+
+
+def picture_dtype(space: spaces.Box) -> type:
+    """uint8 for what fits into it, else float32."""
+    whole = np.issubdtype(space.dtype, np.integer) and space.low.min() >= 0 and space.high.max() <= 255
+    return np.uint8 if whole else np.float32
+
+
+def picture_space(space: spaces.Box) -> spaces.Box:
+    with np.errstate(over="ignore"):
+        low, high = (channels_last(bound.astype(picture_dtype(space))) for bound in (space.low, space.high))
+    return spaces.Box(low, high, dtype=picture_dtype(space))
+
+
+def words(text: str) -> np.ndarray:
+    """Each word by a number that is the same in every process: (32,) int64, 0 where there is none."""
+    numbers = [1 + zlib.crc32(word.encode()) % (BUCKETS - 1) for word in str(text).lower().split()[:WORDS]]
+    return np.array(numbers + [0] * (WORDS - len(numbers)))
+
+
+# ---------------------------------------------------------------------------------- numbers
+
+
+class ObservationTable:
+    """Gives every distinct frame a number and keeps it.
+
+    space: `plain_space` of one observation. capacity: largest number of distinct frames that are told apart.
+    count: frames held now. distinct: whether a number stands for one distinct frame. It turns False for good once
+    more than `capacity` were met; from then on every frame gets a new number without a look-up, and numbers live
+    until the next `keep`.
+    """
+
+    def __init__(
+        self,
+        space: spaces.Tuple,
+        capacity: int = CAPACITY,
+        *,
+        frames: Frames | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        """Starts with `frames`, K all different ones, as numbers 0..K-1, or empty."""
+        self.space = space
+        self.capacity = capacity
+        self._empty = tuple(
+            torch.empty((0, *part.shape), dtype=torch.from_numpy(np.empty(0, part.dtype)).dtype, device=device)
+            for part in space
+        )
+        self._fill(self._empty if frames is None else frames, distinct=True)
+
+    @property
+    def frames(self) -> Frames:
+        """The K frames by number: views, valid until the next `number` or `keep`."""
+        return tuple(part[: self.count] for part in self._storage)
+
+    def number(self, batch: tuple[np.ndarray, ...]) -> Tensor:
+        """Numbers (B,) int64 of B frames, for each part an array (B, *shape); frames not met before are added."""
+        batch = tuple(np.ascontiguousarray(part, dtype=s.dtype) for part, s in zip(batch, self.space, strict=True))
+        if not self.distinct:
+            return self._append(batch)
+        numbers, new = [], []
+        for b, key in enumerate(keys(batch)):
+            if key not in self._number_of:
+                self._number_of[key] = self.count + len(new)
+                new.append(b)
+            numbers.append(self._number_of[key])
+        if self.count + len(new) > self.capacity:
+            self.distinct = False
+            self._number_of = {}
+            return self._append(batch)
+        if new:
+            self._append(tuple(part[new] for part in batch))
+        return torch.tensor(numbers, device=self._storage[0].device)
+
+    def keep(self, current: Tensor) -> Tensor:
+        """Call at the start of a rollout with the numbers (N,) in use; returns the numbers to use instead.
+
+        While observations are distinct nothing changes. Afterwards all other frames are dropped and the
+        current ones become 0..N-1, so that the table holds one rollout and no more.
+        """
+        if self.distinct:
+            return current
+        kept = [part[current] for part in self._storage]
+        self.count = len(current)
+        for part, rows in zip(self._storage, kept, strict=True):
+            part[: self.count] = rows
+        return torch.arange(self.count, device=current.device)
+
+    def distinct_frames(self, obs: Tensor, fixed_shapes: bool) -> tuple[Frames, Tensor]:
+        """The frames that a minibatch needs, each once: obs (T, B) -> K frames, index among them (T, B).
+
+        With fixed shapes all that the table holds: counting would make a GPU wait.
+        """
+        if fixed_shapes and self.count <= obs.numel():
+            return self.frames, obs
+        numbers, index = obs.unique(return_inverse=True)
+        return tuple(part[numbers] for part in self.frames), index
+
+    def state_dict(self) -> dict[str, Any]:
+        """The frames by number; none once numbers are not distinct, as those do not outlive a rollout."""
+        frames = self.frames if self.distinct else self._empty
+        return {"frames": [part.cpu().clone() for part in frames], "distinct": self.distinct}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+        device = self._empty[0].device
+        self._fill(tuple(part.to(device, copy=True) for part in state["frames"]), distinct=state["distinct"])
+
+    def _fill(self, frames: Frames, distinct: bool) -> None:
+        self._storage, self.count, self.distinct = frames, len(frames[0]), distinct
+        arrays = tuple(part.cpu().numpy() for part in frames)
+        self._number_of = {key: number for number, key in enumerate(keys(arrays))}
+
+    def _append(self, batch: tuple[np.ndarray, ...]) -> Tensor:
+        first, self.count = self.count, self.count + len(batch[0])
+        if self.count > len(self._storage[0]):
+            rows = max(self.count, 2 * len(self._storage[0]))
+            larger = tuple(part.new_empty((rows, *part.shape[1:])) for part in self._storage)
+            for part, old in zip(larger, self._storage, strict=True):
+                part[:first] = old[:first]
+            self._storage = larger
+        for part, new in zip(self._storage, batch, strict=True):
+            part[first : self.count] = torch.from_numpy(new)
+        return torch.arange(first, self.count, device=self._storage[0].device)
+
+
+def keys(batch: tuple[np.ndarray, ...]) -> list[bytes]:
+    """What tells B frames apart."""
+    return [b"".join(part[b].tobytes() for part in batch) for b in range(len(batch[0]))]
+
+
+class Encodings:
+    """Encodings (K, D) of a table's frames while the encoder's parameters stand still: each frame is encoded once."""
+
+    def __init__(self, encoder: Any, table: ObservationTable):
+        self._encoder, self._table = encoder, table
+        self._storage, self._count = encoder(table.frames), table.count
+
+    def __getitem__(self, obs: Tensor) -> Tensor:
+        """Numbers (B,) -> (B, D)."""
+        first, count = self._count, self._table.count
+        if count > first:
+            new = self._encoder(tuple(part[first:] for part in self._table.frames))
+            if count > len(self._storage):  # twice as large, so that a long rollout is not copied at every step
+                larger = self._storage.new_empty(2 * count, self._storage.shape[1])
+                larger[:first] = self._storage[:first]
+                self._storage = larger
+            self._storage[first:count] = new
+            self._count = count
+        return self._storage[obs]
