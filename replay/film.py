@@ -14,15 +14,19 @@ narrower, one without a gate has a larger view instead.
 """
 
 import os
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
-from input_error import InputError
 from PIL import Image, ImageDraw, ImageFont
 
-from palmer_policy import LARGEST_GRID
+from harness.input_error import InputError
+from tasks.observations import is_grid
 
 FRAMES_PER_SECOND = 5
 HOLD_FRAMES = 5  # extra frames at the end of an episode
@@ -43,8 +47,11 @@ UNSEEN, EMPTY, WALL, FLOOR, DOOR, KEY, BALL, BOX, GOAL, LAVA = range(10)
 GRID_COLOURS = [(235, 50, 50), (60, 200, 80), (60, 110, 245), (150, 60, 205), (245, 215, 45), (130, 130, 130)]
 
 
-class EpisodeVideo:
-    """Writes episodes to one .mp4 or .gif file, which appears, complete, with `close`."""
+class Film:
+    """Writes episodes to one .mp4 or .gif file, which appears, complete, at the end of a `with` block or by `close`.
+
+    A film that is left by an exception, or forgotten, leaves nothing behind and the file as it was.
+    """
 
     def __init__(self, file: str | Path):
         """Raises InputError if `file` has another suffix or cannot be written where it is.
@@ -58,25 +65,52 @@ class EpisodeVideo:
         if self._file.is_dir():
             raise InputError(f"--video {file}: is a folder; must be a file in a folder that can be written.")
         try:
-            # Removed by Python at exit in any case, with an unfinished film in it.
-            self._folder = tempfile.TemporaryDirectory(dir=self._file.parent, prefix=".video-")
+            remove_leftovers(self._file.parent)
+            folder = tempfile.mkdtemp(dir=self._file.parent, prefix=f".video-{os.getpid()}-")
         except OSError as error:
             raise InputError(
                 f"--video {file}: must be in a folder that exists and can be written ({error.strerror})."
             ) from error
-        self._draft = Path(self._folder.name, f"draft{suffix}")
+        self._draft = Path(folder, f"draft{suffix}")
         self._mp4 = None
         if suffix == ".mp4":
             self._mp4 = imageio.get_writer(self._draft, fps=FRAMES_PER_SECOND, quality=7)
+        # However the film ends, at Python's exit at the latest.
+        self._clean_up = weakref.finalize(self, end_writer_then_remove, self._mp4, folder)
         self._gif: list[Image.Image] = []
         self._mean_gates: list[float] = []  # of the running episode
         self._frame: Image.Image | None = None  # the last one
 
-    def add(
+    def __enter__(self) -> "Film":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._clean_up()
+
+    def add(self, moment: Any, episode: int) -> None:
+        """One moment of `evaluate.play`, before its action."""
+        pictures = [(part, space) for part, space in zip(moment.obs, moment.env.observation_space, strict=True)]
+        view, space = max(pictures, key=lambda pair: pair[0].ndim)  # a picture, if there is one
+        self.add_step(
+            moment.env.render(),
+            view,
+            grid=is_grid(space),
+            gate=moment.gate,
+            value=moment.value,
+            action=action_name(moment.env, moment.action),
+            episode=episode,
+            step=moment.step,
+        )
+
+    def add_step(
         self,
         maze: np.ndarray | None,
         view: np.ndarray,
         *,
+        grid: bool = False,
         gate: np.ndarray | None,
         value: float,
         action: str,
@@ -86,14 +120,15 @@ class EpisodeVideo:
         """One step, as it is when the agent has chosen its action.
 
         maze: picture (height, width, 3) uint8, or None in every step if the environment cannot draw itself.
-        view: the observation, as `ObservationEncoder` takes it. gate: (D,) in 0..1, 1 = Transformer, None for an
-        agent without a gate.
+        view: a part of the observation; grid: it shows MiniGrid's codes of cells. gate: (D,) in 0..1,
+        1 = Transformer, None for an agent without a gate.
         """
         if gate is not None:
             self._mean_gates.append(float(gate.mean()))
         self._frame = draw_frame(
             maze,
             view,
+            grid=grid,
             gate=gate,
             mean_gates=self._mean_gates,
             value=value,
@@ -119,13 +154,45 @@ class EpisodeVideo:
             self._gif[0].save(self._draft, save_all=True, append_images=self._gif[1:], duration=duration, loop=0)
         if self._frame:
             os.replace(self._draft, self._file)
-        self._folder.cleanup()
+        self._clean_up()
 
     def _append(self, frame: Image.Image) -> None:
         if self._mp4:
             self._mp4.append_data(np.asarray(frame))
         else:
             self._gif.append(frame.quantize(128, dither=Image.Dither.NONE))
+
+
+def end_writer_then_remove(writer: Any, folder: str) -> None:
+    """In this order: ffmpeg would go on writing into a folder that is being removed."""
+    if writer:
+        writer.close()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes drafts of processes that were killed; whose process still runs stays."""
+    for leftover in folder.glob(".video-*-*"):
+        try:
+            os.kill(int(leftover.name.split("-")[1]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(leftover, ignore_errors=True)
+        except (OSError, ValueError):  # someone else's process, or not one of these folders
+            continue
+
+
+def action_name(env: Any, action: Any) -> str:
+    """MiniGrid and others name their actions; elsewhere the numbers have to do."""
+    names = getattr(env.unwrapped, "actions", None)
+    if np.ndim(action) == 0 and np.issubdtype(np.asarray(action).dtype, np.integer):
+        try:
+            name = names(int(action)) if isinstance(names, type) else names[int(action)]
+            return str(getattr(name, "name", name))
+        except (TypeError, ValueError, IndexError, KeyError):  # an attribute that only happens to be called so
+            return str(int(action))
+    return " ".join(
+        f"{number:.2f}" if isinstance(number, float) else str(number) for number in np.ravel(action).tolist()
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ frame
@@ -135,6 +202,7 @@ def draw_frame(
     maze: np.ndarray | None,
     view: np.ndarray,
     *,
+    grid: bool = False,
     gate: np.ndarray | None,
     mean_gates: list[float],
     value: float,
@@ -142,7 +210,7 @@ def draw_frame(
     episode: int,
     step: int,
 ) -> Image.Image:
-    """Arguments as for `EpisodeVideo.add`; mean_gates: the gate's mean at every step of the episode so far."""
+    """Arguments as for `Film.add_step`; mean_gates: the gate's mean at every step of the episode so far."""
     left = MARGIN if maze is None else 2 * MARGIN + MAZE
     frame = Image.new("RGB", (left + PANEL + MARGIN, HEADER + MAZE + MARGIN), PAPER)
     draw = ImageDraw.Draw(frame)
@@ -152,7 +220,7 @@ def draw_frame(
 
     side = PANEL - 128 if gate is None else VIEW_BESIDE_GATE
     draw.rectangle((left, HEADER, left + side - 1, HEADER + side - 1), CARD)
-    paste_centred(frame, draw_view(view, side), (left, HEADER), side)
+    paste_centred(frame, draw_view(view, side, grid), (left, HEADER), side)
     caption(draw, (left, HEADER + side + 14), "agent's view")
     beside = left + side + MARGIN
     labelled(draw, (beside, HEADER), "action", action, left + PANEL - beside)
@@ -211,14 +279,17 @@ def gate_colours(gate: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------- view
 
 
-def draw_view(view: np.ndarray, side: int) -> Image.Image:
-    """An observation (as `ObservationEncoder` takes it) as a picture that fits into side x side pixels."""
+def draw_view(view: np.ndarray, side: int, grid: bool = False) -> Image.Image:
+    """A part of an observation as a picture that fits into side x side pixels; grid: MiniGrid's codes of cells."""
     if view.ndim == 1:
         return draw_vector(view, side)
-    if view.dtype == np.uint8 and view.shape[0] <= LARGEST_GRID and view.shape[2] == 3:
+    if grid:
         return scaled_to_fit(draw_grid(view), side)
-    # Of stacked grey pictures the last one is the newest.
-    picture = Image.fromarray(view if view.shape[2] == 3 else view[..., -1]).convert("RGB")
+    if view.dtype != np.uint8:
+        least, most = float(view.min()), float(view.max())
+        view = ((view - least) / max(most - least, 1e-6) * 255).astype(np.uint8)
+    # Of stacked pictures the last one is the newest.
+    picture = Image.fromarray(view[..., -3:] if view.shape[2] % 3 == 0 else view[..., -1]).convert("RGB")
     whole_times = side // max(picture.size)
     if whole_times < 1:
         return scaled_to_fit(picture, side)

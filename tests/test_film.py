@@ -1,13 +1,18 @@
 """The film of an evaluation: complete or absent, and showing what was played."""
 
+import os
+import subprocess
+import sys
+import types
+
 import imageio.v2 as imageio
 import numpy as np
 import pytest
-from input_error import InputError
-from memory_envs import make_real_env
 from PIL import Image
 
-from episode_video import (
+import replay.film as film
+from harness.input_error import InputError
+from replay.film import (
     FRAMES_PER_SECOND,
     HEADER,
     HOLD_FRAMES,
@@ -15,10 +20,11 @@ from episode_video import (
     MARGIN,
     MAZE,
     TRANSFORMER_COLOUR,
-    EpisodeVideo,
+    Film,
     draw_frame,
     draw_view,
 )
+from tasks import TaskArgs, make_real_env
 
 MAGENTA, CYAN = (255, 0, 255), (0, 255, 255)
 
@@ -40,9 +46,9 @@ def step_arguments(**changes) -> dict:
     return arguments | changes
 
 
-def add(video: EpisodeVideo, **changes) -> None:
+def add(video: Film, **changes) -> None:
     arguments = step_arguments(**changes)
-    video.add(arguments.pop("maze"), arguments.pop("view"), **arguments)
+    video.add_step(arguments.pop("maze"), arguments.pop("view"), **arguments)
 
 
 def drawn(mean_gates: tuple[float, ...] = (0.5,), **changes) -> np.ndarray:
@@ -74,7 +80,7 @@ def gif_seconds(file) -> float:
 @pytest.mark.parametrize("name", ["film.avi", "film", "film.mp4.txt"])
 def test_other_suffixes_are_refused_at_once(tmp_path, name):
     with pytest.raises(InputError, match=r"--video .*film.*\.mp4 or \.gif"):
-        EpisodeVideo(tmp_path / name)
+        Film(tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
@@ -83,11 +89,11 @@ def test_places_that_cannot_be_written_are_refused_at_once(tmp_path):
     (tmp_path / "folder.mp4").mkdir()
     for place in (tmp_path / "missing" / "film.mp4", tmp_path / "file" / "film.gif", tmp_path / "folder.mp4"):
         with pytest.raises(InputError, match="--video .*folder"):
-            EpisodeVideo(place)
+            Film(place)
 
 
 def test_mp4_has_every_step_and_a_second_at_the_end_of_each_episode(tmp_path):
-    video = EpisodeVideo(tmp_path / "film.mp4")
+    video = Film(tmp_path / "film.mp4")
     for episode, steps in ((1, 3), (2, 4)):
         for step in range(steps):
             add(video, episode=episode, step=step)
@@ -101,7 +107,7 @@ def test_mp4_has_every_step_and_a_second_at_the_end_of_each_episode(tmp_path):
 
 
 def test_gif_plays_as_long_as_the_mp4(tmp_path):
-    video = EpisodeVideo(tmp_path / "film.gif")
+    video = Film(tmp_path / "film.gif")
     for step in range(4):
         add(video, step=step)
     video.end_episode(False)
@@ -114,22 +120,82 @@ def test_gif_plays_as_long_as_the_mp4(tmp_path):
 def test_nothing_but_a_complete_film_ever_takes_the_files_place(tmp_path, suffix):
     file = tmp_path / f"film.{suffix}"
     file.write_text("an older film")
-    video = EpisodeVideo(file)
+    video = Film(file)
     add(video)
     assert file.read_text() == "an older film"
     del video  # as when an exception ends the evaluation
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
     assert file.read_text() == "an older film"
 
-    video = EpisodeVideo(file)
+    video = Film(file)
     add(video)
     video.close()
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
     assert len(frames_of(file)) == 1
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "gif"])
+def test_a_film_left_by_an_exception_is_discarded_and_one_left_in_order_is_complete(tmp_path, suffix):
+    file = tmp_path / f"film.{suffix}"
+    with pytest.raises(ZeroDivisionError), Film(file) as video:
+        add(video)
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    with Film(file) as video:
+        add(video)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_the_writer_has_ended_before_its_folder_is_removed(tmp_path, monkeypatch):
+    """Else ffmpeg writes on into what is being removed."""
+    video = Film(tmp_path / "film.mp4")
+    add(video)
+    events = []
+    writer, remove = video._mp4, film.shutil.rmtree
+    close = writer.close
+    monkeypatch.setattr(writer, "close", lambda: events.append("end") or close())
+    monkeypatch.setattr(film.shutil, "rmtree", lambda *a, **k: events.append("remove") or remove(*a, **k))
+    del video
+    assert events == ["end", "remove"] and not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for pid in (ended.pid, os.getpid()):
+        (tmp_path / f".video-{pid}-x").mkdir()
+        (tmp_path / f".video-{pid}-x" / "draft.mp4").touch()
+    (tmp_path / ".video-of-mine").mkdir()
+    Film(tmp_path / "film.gif").close()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f".video-{os.getpid()}-x", ".video-of-mine"}
+
+
+@pytest.mark.parametrize(
+    ("names", "action", "shown"),
+    [
+        (("left", "right", "up"), 1, "right"),
+        (("left",), 2, "2"),
+        (None, 3, "3"),
+        (7, 3, "3"),
+        (("left", "right"), np.array([0, 1]), "0 1"),
+        (None, np.array([0.5, -0.25], np.float32), "0.50 -0.25"),
+        (None, np.float32(0.123), "0.12"),
+    ],
+)
+def test_actions_are_named_where_that_makes_sense(names, action, shown):
+    env = types.SimpleNamespace(actions=names)
+    env.unwrapped = env
+    assert film.action_name(env, action) == shown
+
+
+def test_minigrid_names_its_actions():
+    env = make_real_env(TaskArgs("MiniGrid-MemoryS7-v0"))
+    assert [film.action_name(env, np.int64(action)) for action in (0, 2)] == ["left", "forward"]
+
+
 def test_without_a_step_there_is_no_file(tmp_path):
-    EpisodeVideo(tmp_path / "film.mp4").close()
+    Film(tmp_path / "film.mp4").close()
     assert not list(tmp_path.iterdir())
 
 
@@ -173,7 +239,7 @@ def test_gate_colours_tell_the_memories_apart():
 
 def test_the_mean_gate_is_drawn_for_every_step_of_the_episode_alone(tmp_path):
     assert (drawn(mean_gates=(0.5,)) != drawn(mean_gates=(0.9, 0.5))).any()
-    video = EpisodeVideo(tmp_path / "film.gif")
+    video = Film(tmp_path / "film.gif")
     for episode in (1, 2):
         for step, gate in enumerate((0.9, 0.2)):
             add(video, episode=episode, step=step, gate=np.full(16, gate))
@@ -202,7 +268,7 @@ def test_an_agent_without_a_gate_has_a_larger_view_and_no_memory_colours():
 
 @pytest.mark.parametrize(("success", "strongest"), [(True, 1), (False, 0), (None, None)])
 def test_the_last_frame_tells_how_the_episode_ended(tmp_path, success, strongest):
-    video = EpisodeVideo(tmp_path / "film.mp4")
+    video = Film(tmp_path / "film.mp4")
     add(video)
     video.end_episode(success)
     video.close()
@@ -222,7 +288,7 @@ def test_symbolic_views_are_drawn_upright():
     view = np.zeros((3, 3, 3), np.uint8)
     view[..., 0] = 1
     view[0, 1] = (6, 2, 0)  # a blue ball, left of the cell ahead of the agent
-    picture = np.asarray(draw_view(view, 90)).astype(int)
+    picture = np.asarray(draw_view(view, 90, grid=True)).astype(int)
     blue = (picture[..., 2] > 200) & (picture[..., 0] < 100)
     rows, columns = np.nonzero(blue)
     assert blue.sum() > 200
@@ -232,11 +298,11 @@ def test_symbolic_views_are_drawn_upright():
 def test_symbolic_and_rgb_views_show_the_same_cells():
     pictures = []
     for mode in ("symbolic", "rgb"):
-        env = make_real_env("MiniGrid-MemoryS13-v0", obs_mode=mode)
+        env = make_real_env(TaskArgs("MiniGrid-MemoryS13-v0", obs_mode=mode))
         env.reset(seed=3)
         for action in (0, 0, 2):  # turn to the cue
-            view = env.step(action)[0]
-        pictures.append(np.asarray(draw_view(view, 168)).astype(int))
+            view = env.step(action)[0][0]
+        pictures.append(np.asarray(draw_view(view, 168, grid=mode == "symbolic")).astype(int))
     symbolic, rgb = (picture.reshape(3, 56, 3, 56, 3).mean((1, 3, 4)) for picture in pictures)
     assert np.corrcoef(symbolic.ravel(), rgb.ravel())[0, 1] > 0.9
 
@@ -246,7 +312,7 @@ def test_every_object_of_a_symbolic_view_looks_different():
     for kind in range(10):
         view = np.zeros((1, 1, 3), np.uint8)
         view[0, 0] = (kind, 1, 0)
-        pictures.add(draw_view(view, 48).tobytes())
+        pictures.add(draw_view(view, 48, grid=True).tobytes())
     assert len(pictures) == 10
 
 
@@ -274,17 +340,18 @@ def test_pictures_of_any_channels_and_size_fit():
     ],
 )
 def test_real_episodes_become_a_small_film(tmp_path, env_id, obs_mode, gate):
-    env = make_real_env(env_id, obs_mode=obs_mode, render_mode="rgb_array")
-    video = EpisodeVideo(tmp_path / "film.mp4")
+    env = make_real_env(TaskArgs(env_id, obs_mode=obs_mode), "rgb_array")
+    video = Film(tmp_path / "film.mp4")
     rng = np.random.default_rng(0)
     env.action_space.seed(0)
     obs, _ = env.reset(seed=0)
     steps, ended = 0, False
     while steps < 20 and not ended:
         action = int(env.action_space.sample())
-        video.add(
+        video.add_step(
             env.render(),
-            obs,
+            obs[0],
+            grid=obs_mode == "symbolic" and gate,
             gate=rng.uniform(size=128) if gate else None,
             value=0.5,
             action=str(action),
