@@ -22,12 +22,12 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from replay.film import Film
 
 from harness.checkpoint import load_checkpoint
 from harness.flags import Range, check_args, run_script
 from harness.input_error import InputError
 from palmer_policy import POLICIES, MemoryPolicy, MemoryState, PolicyOutput, make_policy
+from replay.film import Film
 from tasks import TaskArgs, make_real_env
 from tasks.real import episode_limit
 
@@ -260,8 +260,7 @@ def load_policy(file: str | Path) -> tuple[MemoryPolicy, TaskArgs, dict[str, Any
         settings = checkpoint["args"]
         task = TaskArgs(**{field.name: settings[field.name] for field in fields(TaskArgs)})
         env = make_real_env(task)
-        num_observations = len(checkpoint["policy"]["recall.weight"])
-        policy = make_policy(algo, settings, env.observation_space, env.action_space, num_observations)
+        policy = make_policy(algo, settings, env.observation_space, env.action_space)
         policy.load_state_dict(checkpoint["policy"])
     except (TypeError, KeyError, RuntimeError) as error:
         raise InputError(
@@ -303,8 +302,8 @@ def check_fit(policy: MemoryPolicy, task: TaskArgs, trained_on: TaskArgs) -> Non
     here, there = ([(part.shape, part.dtype) for part in space] for space in both)
     if here != there or env.action_space != policy.action_space:
         raise InputError(
-            f"--env-id {task.env_id}: its observations {both[0]} and actions {env.action_space} must be like those of "
-            f"{trained_on.env_id}, on which the agent was trained: {both[1]} and {policy.action_space}."
+            f"--env-id {task.env_id}: its observations {both[0]} and actions {env.action_space} must be like those "
+            f"of {trained_on.env_id}, on which the agent was trained: {both[1]} and {policy.action_space}."
         )
 
 

@@ -1,35 +1,51 @@
-"""What makes an agent look and remember: the recall loss and the first-visit bonus.
+"""What makes an agent look and remember: recall of what it has seen, recall by age, and a bonus for first visits.
 
-Reward comes late and says nothing of what should have been remembered. Two aids fill the gap; both are off at 0.
+Reward comes late and says nothing of what should have been remembered. Three aids fill the gap; each is off at 0.
 
-- **Recall loss.** From the memory vector z_t a linear head predicts which observations this episode has shown, each
+- **Recall.** From the memory vector z_t a linear head predicts which observations this episode has shown, each
   weighted by how uncertain it is beforehand. Memory then holds the cue before the policy knows what it is good for.
-  (Predicting the past from a recurrent state: Trinh et al. 2018, https://arxiv.org/abs/1803.00144.)
+- **Recall by age.** From z_t and an age k, drawn anew for each step, a head picks the frame of k steps ago among
+  those of the minibatch. It teaches order, which the first recall does not ask for. (Predicting the past from a
+  recurrent state: Trinh et al. 2018, https://arxiv.org/abs/1803.00144.)
 - **First-visit bonus.** A reward for an observation that is new in its episode, times its rarity: what every episode
   shows earns nothing, what tells one from another goes on earning. (Bonuses within an episode: Henaff et al. 2022,
   https://arxiv.org/abs/2210.05805.)
 
-Shape letters: T steps, B sequences, N environments, D width, K distinct observations.
+The first and the last need not an observation but a number for what looks the same: its code (`Codes`).
+
+Shape letters: T steps, B sequences, N environments, D width, K distinct frames, C codes, P past steps.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
 from harness.flags import Range
+from harness.processes import gather
+from palmer_policy import episode_clock
+from tasks.observations import GRID_VALUES, Frames, is_grid
 
 RECENT_EPISODES = 500  # over which shares of episodes are averaged
+CODES = 256  # most codes where observations are not a table's
+NEAR = 0.03  # root mean square difference of looks, up to which two are one code; noise of 30 grey levels makes 0.014
+BLOCK = 7  # pixels of a picture that are averaged before looks are compared
 
 
 @dataclass
 class MemoryAidArgs:
-    """Flags of the two aids."""
+    """Flags of the aids."""
 
     recall_coef: Annotated[float, Range(0, 1000)] = 2.0
     """coefficient of the recall loss: predict from memory which observations this episode has shown (0: off)"""
+    age_coef: Annotated[float, Range(0, 1000)] = 0.3
+    """coefficient of the loss of recall by age: which frame was shown k steps ago? (0: off)"""
+    recall_steps: Annotated[int, Range(1, 4096)] = 64
+    """largest age k that is asked for, in steps"""
     visit_bonus: Annotated[float, Range(0, 1000)] = 0.3
     """reward for an observation that is new in its episode, times its rarity beside what the episode has shown; fades
     out as success comes near 1, at the latest in the last quarter of the run (0: off)"""
@@ -41,41 +57,48 @@ class MemoryAidArgs:
 class Episodes(NamedTuple):
     """What the running episodes of N environments have shown before their present observation."""
 
-    seen: Tensor  # (N, K) bool
+    seen: Tensor  # (N, C) bool, which codes
     novelty: Tensor  # (N,) float, sum of the rarities met
 
 
 class MemoryAids:
-    """Both aids, with the statistics that all episodes share.
+    """The three aids, with the statistics that all episodes and processes share.
 
-    together (K, K): share of recent episodes that showed both of two observations.
+    heads: the parameters that learn beside the policy's. codes: what counts as the same observation.
+    together (C, C): share of recent episodes that showed both of two codes.
     """
 
-    def __init__(self, args: MemoryAidArgs, envs: Any):
+    def __init__(self, args: MemoryAidArgs, envs: Any, width: int, device: torch.device):
         self.args, self.table = args, envs.observations
-        self.together = self.familiar = torch.zeros(0, 0)
+        self.codes = Codes(self.table)
+        self.past_steps = args.recall_steps if args.age_coef > 0 else 0  # P, that a rollout keeps
+        self.heads = RecallHeads(width, self.codes.capacity, args.recall_steps).to(device)
+        self.together = torch.zeros(self.codes.capacity, self.codes.capacity, device=device)
+        self.familiar = self.together.diagonal()
+        self.episodes = 0  # that the shares are made of, up to RECENT_EPISODES
 
     def first_episodes(self, num_envs: int, device: torch.device) -> Episodes:
         """Of N episodes that have shown nothing yet."""
-        K = self.table.capacity
-        return Episodes(
-            torch.zeros(num_envs, K, dtype=torch.bool, device=device), torch.zeros(num_envs, device=device)
-        )
+        seen = torch.zeros(num_envs, self.codes.capacity, dtype=torch.bool, device=device)
+        return Episodes(seen, torch.zeros(num_envs, device=device))
 
     def first_visits(self, batch: Any, carry: Any, fading: float) -> tuple[Any, Any]:
-        """Call once a rollout -> the rollout with the bonus in its `reward` and `seen`, and the carry.
+        """Call once a rollout -> the rollout with the bonus in its `reward` and the codes `seen`, and the carry.
 
         fading: the share of the bonus that is paid, see `fading`.
         """
+        code_of, again = self.codes.learn()
         seen, novelty = carry.episodes
-        self.together = room_for(self.together.to(seen.device), self.table.count)
+        if again:  # codes began anew, and with them all that was counted by code
+            self.together, self.episodes, seen = self.together * 0, 0, seen & False
+        code, last = code_of[batch.obs], code_of[carry.obs]
         rewards, targets = [], []
-        for t, obs in enumerate(batch.obs):
+        for t in range(len(code)):
             done = batch.done[t]
-            seen = seen.scatter(1, obs[:, None], True)
+            seen = seen.scatter(1, code[t, :, None], True)
             targets.append(seen)
             # The observation that the step led to; none where the episode ended, as nobody acts on it.
-            led_to = batch.obs[t + 1] if t + 1 < len(batch.obs) else carry.obs
+            led_to = code[t + 1] if t + 1 < len(code) else last
             new = ~seen.gather(1, led_to[:, None]).squeeze(1) & ~done
             worth = new * rarity(self.together, led_to, seen)
             left = (1 - novelty / self.args.visit_budget).clamp_min(0)
@@ -84,41 +107,104 @@ class MemoryAids:
             seen = seen & ~done[:, None]
         batch = batch._replace(reward=torch.stack(rewards), seen=torch.stack(targets))
         self.familiar = self.together.diagonal()
-        self.together = share_of_episodes(self.together, batch.seen, batch.done)
+        self._count_episodes(batch.seen[batch.done])
         return batch, carry._replace(episodes=Episodes(seen, novelty))
 
-    def recall_loss(self, policy: Any, memory: Tensor, seen: Tensor) -> Tensor:
-        """Call once a minibatch: memory z (T, B, D), seen (T, B, K) bool -> the loss."""
-        count = len(self.familiar)
-        logits = policy.recall_logits(memory, count)
-        return recall_loss(logits, seen[..., :count], self.familiar)
+    def losses(self, memory: Tensor, frames: Tensor, obs: Tensor, batch: Any) -> dict[str, tuple[Tensor, float]]:
+        """Call once a minibatch -> each loss with its coefficient.
+
+        memory: z (T, B, D). frames (K, D): encodings of the frames that past and present show; obs (P + T, B):
+        number of each step's frame among them, the T present steps behind the P past ones.
+        """
+        losses = {}
+        if self.args.recall_coef > 0:
+            loss = recall_loss(self.heads.seen(memory), batch.seen, self.familiar)
+            losses["recall_loss"] = loss, self.args.recall_coef
+        if self.args.age_coef > 0:
+            T = len(memory)
+            position, _ = episode_clock(batch.state.clock, batch.episode_start)
+            age = draw_ages(position, len(obs) - T, self.args.recall_steps)
+            target = obs.gather(0, torch.arange(len(obs) - T, len(obs), device=obs.device)[:, None] - age)
+            logits = self.heads.by_age(memory, age, frames)
+            loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+            asked = (age > 0).flatten()
+            losses["age_loss"] = (loss * asked).sum() / asked.sum().clamp_min(1), self.args.age_coef
+        return losses
 
     def state_dict(self) -> dict[str, Any]:
-        return {"together": self.together}
+        return {
+            "heads": self.heads.state_dict(),
+            "codes": self.codes.state_dict(),
+            "together": self.together.cpu().clone(),
+            "episodes": self.episodes,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.together = state["together"]
+        self.heads.load_state_dict(state["heads"])
+        self.codes.load_state_dict(state["codes"])
+        self.together = state["together"].to(self.together.device)
+        self.episodes = state["episodes"]
+
+    def _count_episodes(self, showed: Tensor) -> None:
+        """Moves the shares towards the episodes that ended in any process: showed (E, C) bool, which codes."""
+        counts = gather((showed.float().T @ showed.float(), len(showed)))
+        ended = sum(number for _, number in counts)
+        both = sum(count.to(self.together.device) for count, _ in counts)
+        self.together = shares(self.together, both, ended, self.episodes)
+        self.episodes = min(self.episodes + ended, RECENT_EPISODES)
+
+
+class RecallHeads(nn.Module):
+    """What is asked of the memory vector z (T, B, D)."""
+
+    def __init__(self, width: int, codes: int, ages: int):
+        super().__init__()
+        self.seen = nn.Linear(width, codes)
+        nn.init.orthogonal_(self.seen.weight, 0.1)
+        nn.init.zeros_(self.seen.bias)
+        self.age = nn.Embedding(ages + 1, width)
+        self.held = nn.Linear(width, width)
+        self.query = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        self.norm = nn.LayerNorm(width)
+        self.key = nn.Linear(width, width)
+
+    def by_age(self, z: Tensor, age: Tensor, frames: Tensor) -> Tensor:
+        """z (T, B, D), age (T, B), frames (K, D) -> logits (T, B, K) of "this frame was shown `age` steps ago".
+
+        The frames' encodings get no gradient: they would learn to be told apart, not to be remembered.
+        """
+        query = self.query(self.held(z) * self.age(age) + z)
+        key = self.key(self.norm(frames.detach()))
+        return query @ key.T / math.sqrt(z.shape[-1])
+
+
+def draw_ages(position: Tensor, past: int, most: int) -> Tensor:
+    """An age for each step, uniform from 1 to what the episode, the P kept steps or `most` allow; 0 where none is.
+
+    position (T, B): steps of the episode before this one.
+
+        position  0 1 2 3 0 1   with P = 0: ages from  - 1 1..2 1..3 - 1
+    """
+    T = len(position)
+    reach = torch.arange(past, past + T, device=position.device)[:, None]
+    allowed = torch.minimum(position, reach).clamp_max(most)
+    drawn = 1 + (torch.rand(position.shape, device=position.device) * allowed).long()
+    return torch.minimum(drawn, allowed)  # rounding could reach one further
 
 
 def recall_loss(logits: Tensor, seen: Tensor, familiar: Tensor) -> Tensor:
-    """Binary cross-entropy of "observation k was met in this episode", logits and seen (T, B, K).
+    """Binary cross-entropy of "code c was met in this episode", logits and seen (T, B, C).
 
-    Weighted by how uncertain each observation is beforehand, p (1 - p) with p its share of recent episodes,
-    familiar (K,): what every episode shows, or none, needs no memory. The constant lets nothing be forgotten.
+    Weighted by how uncertain each code is beforehand, p (1 - p) with p its share of recent episodes,
+    familiar (C,): what every episode shows, or none, needs no memory. The constant lets nothing be forgotten.
     """
     weight = familiar * (1 - familiar) + 0.01
     loss = F.binary_cross_entropy_with_logits(logits, seen.float(), weight, reduction="sum")
     return loss / (weight.sum() * logits[..., 0].numel())
 
 
-def room_for(together: Tensor, count: int) -> Tensor:
-    """`together` with rows and columns of zeros for observations that were met since it was made."""
-    missing = count - len(together)
-    return F.pad(together, (0, missing, 0, missing)) if missing else together
-
-
-def rarity(together: Tensor, obs: Tensor, seen: Tensor) -> Tensor:
-    """How little an observation was to be expected in its episode, 1 to 0: obs (N,), seen (N, K') bool -> (N,).
+def rarity(together: Tensor, code: Tensor, seen: Tensor) -> Tensor:
+    """How little an observation was to be expected in its episode, 1 to 0: code (N,), seen (N, C) bool -> (N,).
 
     One minus the share of recent episodes that showed it, or, where that is more, their share among those that showed
     another observation that this episode has shown too. What every episode shows thus stops earning the visit bonus,
@@ -129,21 +215,18 @@ def rarity(together: Tensor, obs: Tensor, seen: Tensor) -> Tensor:
         corridor    1.0     0.5       0.4       0.5      seen: 0.5 / 1.0 is no more. The ball from nearer, after the
         ball        0.5     0.5       0.4        0       ball, has 1 - 0.4 / 0.5 = 0.2.
     """
-    K = len(together)
     share = together.diagonal()
-    beside = together[obs] / (share + 1e-3) * seen[:, :K]  # 1e-3: a guard where hardly an episode has ended
-    return (1 - torch.maximum(share[obs], beside.amax(1))).clamp_min(0)
+    beside = together[code] / (share + 1e-3) * seen  # 1e-3: a guard where hardly an episode has ended
+    return (1 - torch.maximum(share[code], beside.amax(1))).clamp_min(0)
 
 
-def share_of_episodes(together: Tensor, seen: Tensor, done: Tensor) -> Tensor:
-    """Move the shares (K, K) of episodes that showed two observations towards those of the episodes that ended.
+def shares(together: Tensor, both: Tensor, ended: int, counted: int) -> Tensor:
+    """Move the shares (C, C) of episodes that showed two codes towards those of `ended` episodes that ended.
 
-    seen (T, N, K') and done (T, N), both bool. A running average over about the last 500 episodes; the diagonal is
-    the share of those that showed an observation.
+    both (C, C): of these, the number that showed both. The mean over all episodes until RECENT_EPISODES were
+    counted, from then on a running average over about as many.
     """
-    showed = seen[done][:, : len(together)].float()  # (episodes that ended, K)
-    ended = len(showed)
-    return together + (showed.T @ showed - ended * together) / (ended + RECENT_EPISODES)
+    return together + (both - ended * together) / max(ended + counted, 1)
 
 
 def fading(progress: float, solved: float) -> float:
@@ -154,3 +237,89 @@ def fading(progress: float, solved: float) -> float:
     last quarter of the run.
     """
     return min(1.0, 4 * (1 - progress), 2 * (1 - solved))
+
+
+# ---------------------------------------------------------------------------------- codes
+
+
+class Codes:
+    """A number for what looks the same, the same in all processes.
+
+    - Tables: the observation's own number.
+    - Observations that repeat: a number for each, up to CODES; those met later count as the nearest one.
+    - Else, as with noise on every picture: the number of the nearest prototype, a look that was stored because none
+      was near by then. Once CODES are stored, the nearest one counts, near or not.
+
+    capacity: largest number of codes.
+    """
+
+    def __init__(self, table: Any):
+        self.table, self.exact = table, table.complete
+        self.capacity = table.count if self.exact else CODES
+        self.near = 0.0
+        self.prototypes: Tensor | None = None  # (C', F) looks
+        self.spread: list[Tensor] = []  # of each part that is a vector: its elements' standard deviations
+        self._code_of = torch.zeros(0, dtype=torch.int64)  # of the frames whose numbers stay
+
+    def learn(self) -> tuple[Tensor, bool]:
+        """Stores prototypes for what is near none -> code of each of the table's frames, and did codes restart?"""
+        device = self.table.frames[0].device
+        if self.exact:
+            return torch.arange(self.table.count, device=device), False
+        restart = self.near == 0 and not all(gather(self.table.distinct))
+        if restart:
+            self.near, self.prototypes, self._code_of = NEAR, None, self._code_of[:0]
+        if self.prototypes is None:
+            vectors = [part.float() for part in self.table.frames if part.ndim == 2]
+            self.spread = gather([vector.std(0, correction=0).clamp_min(1e-6) for vector in vectors])[0]
+        known = len(self._code_of)
+        looks = self._looks(tuple(part[known:] for part in self.table.frames))
+        if self.prototypes is None:
+            self.prototypes = looks[:0]
+        far = looks[self._nearest(looks)[1] > self.near][: 4 * CODES]
+        for others in gather(far):
+            self._store(others.to(device))
+        code_of = torch.cat((self._code_of.to(device), self._nearest(looks)[0]))
+        if self.near == 0:
+            self._code_of = code_of
+        return code_of, restart
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"near": self.near, "prototypes": self.prototypes, "spread": self.spread, "code_of": self._code_of}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.near, self.prototypes, self.spread = state["near"], state["prototypes"], state["spread"]
+        self._code_of = state["code_of"]
+
+    def _nearest(self, looks: Tensor) -> tuple[Tensor, Tensor]:
+        """Number of the nearest prototype of each look, and their distance."""
+        if not len(self.prototypes):
+            return looks.new_zeros(len(looks), dtype=torch.int64), looks.new_full((len(looks),), math.inf)
+        # A fast distance, by a matrix product, rounds: equal looks would not be equal.
+        mode = "use_mm_for_euclid_dist" if self.near else "donot_use_mm_for_euclid_dist"
+        nearest = torch.cdist(looks, self.prototypes, compute_mode=mode).min(1)
+        return nearest.indices, nearest.values
+
+    def _store(self, looks: Tensor) -> None:
+        """One by one, as each may be near the one before."""
+        while len(looks) and len(self.prototypes) < self.capacity:
+            looks = looks[self._nearest(looks)[1] > self.near]
+            self.prototypes = torch.cat((self.prototypes, looks[:1]))
+
+    def _looks(self, frames: Frames) -> Tensor:
+        """What is compared: (K, F), pictures pooled, cells one-hot, vectors in tenths of their first spread.
+
+        Each part counts as much as any other: the square of a distance is the sum of their mean squares.
+        """
+        looks, spread = [], iter(self.spread)
+        for part, space in zip(frames, self.table.space, strict=True):
+            if part.ndim == 4 and is_grid(space):
+                look = F.one_hot(part.long(), max(GRID_VALUES)).flatten(1).float()
+            elif part.ndim == 4:
+                block = BLOCK if min(part.shape[1:3]) >= 4 * BLOCK else 1
+                picture = part.permute(0, 3, 1, 2).float() / max(float(space.high.max()), 1.0)
+                look = F.avg_pool2d(picture, block).flatten(1)
+            else:
+                look = part.float() / (10 * next(spread))
+            looks.append(look / math.sqrt(look.shape[1]))
+        return torch.cat(looks, 1)

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from harness.input_error import InputError
+from harness.processes import gather
 from tasks.observations import BUCKETS, GRID_VALUES, Frames, is_grid
 
 # Queries that attend at once: bounds the (queries x keys) attention matrix when segments are long.
@@ -132,6 +133,44 @@ def layer_init(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2)) -> nn.M
 # ---------------------------------------------------------------------------------------------------- encoder
 
 
+class RunningNorm(nn.Module):
+    """Normalises the elements of a vector by the mean and variance of all that was seen in training.
+
+    The statistics are no state of an episode: like parameters they change between rollouts (`learn`), never within a
+    rollout and its update, and are frozen in evaluation. norm_obs: None for the elements that are not bounded within
+    [-10, 10], True for all, False for none.
+    """
+
+    def __init__(self, space: spaces.Box, norm_obs: bool | None):
+        super().__init__()
+        bounded = torch.from_numpy((space.low >= -10) & (space.high <= 10))
+        chosen = ~bounded if norm_obs is None else torch.full_like(bounded, norm_obs)
+        self.register_buffer("chosen", chosen)
+        self.register_buffer("mean", torch.zeros(space.shape))
+        self.register_buffer("var", torch.ones(space.shape))
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(K, n) -> (K, n), what is normalised within [-10, 10]."""
+        normalised = ((x - self.mean) * (self.var + 1e-8).rsqrt()).clamp(-10, 10)
+        return torch.where(self.chosen, normalised, x)
+
+    @torch.no_grad()
+    def learn(self, x: Tensor) -> None:
+        """Count the vectors x (B, n) in, of all processes (Chan et al. 1983)."""
+        if not self.chosen.any():
+            return
+        x = x.double()
+        sums = gather((len(x), x.sum(0).cpu(), ((x - x.mean(0)) ** 2).sum(0).cpu()))
+        for n, total, squares in sums:
+            delta = total.to(self.mean) / n - self.mean
+            together = self.count + n
+            spread = self.var * self.count + squares.to(self.mean) + delta**2 * self.count * n / together
+            self.var.copy_(spread / together)
+            self.mean += delta * n / together
+            self.count.copy_(together)
+
+
 class PartEncoder(nn.Module):
     """One part of an observation to a vector: (K, *space.shape) -> (K, D).
 
@@ -144,7 +183,7 @@ class PartEncoder(nn.Module):
     - words (W,): embeddings of word and place, summed.
     """
 
-    def __init__(self, space: spaces.Space, width: int, cnn: str):
+    def __init__(self, space: spaces.Space, width: int, cnn: str, norm_obs: bool | None):
         super().__init__()
         if isinstance(space, spaces.MultiDiscrete):
             self.kind = "words"
@@ -152,6 +191,7 @@ class PartEncoder(nn.Module):
             self.place = nn.Parameter(torch.randn(space.shape[0], width))
         elif len(space.shape) == 1:
             self.kind = "vector"
+            self.norm = RunningNorm(space, norm_obs)
             self.net = nn.Sequential(
                 layer_init(nn.Linear(space.shape[0], width)),
                 nn.Tanh(),
@@ -199,22 +239,28 @@ class PartEncoder(nn.Module):
             planes = [F.one_hot(part[..., i].long(), n) for i, n in enumerate(GRID_VALUES)]
             part = torch.cat(planes, -1).permute(0, 3, 1, 2).to(dtype)
         else:
-            part = part.to(dtype)
+            part = self.norm(part.to(dtype))
         return self.net(part)
 
 
 class ObservationEncoder(nn.Module):
     """Frames to vectors: K frames of any parts (see tasks/observations.py) -> (K, D)."""
 
-    def __init__(self, space: spaces.Tuple, width: int, cnn: str):
+    def __init__(self, space: spaces.Tuple, width: int, cnn: str, norm_obs: bool | None):
         super().__init__()
-        self.parts = nn.ModuleList(PartEncoder(part, width, cnn) for part in space)
+        self.parts = nn.ModuleList(PartEncoder(part, width, cnn, norm_obs) for part in space)
         several = len(space) > 1
         self.join = nn.Sequential(layer_init(nn.Linear(len(space) * width, width)), nn.Tanh()) if several else None
 
     def forward(self, frames: Frames) -> Tensor:
         encoded = [encoder(part) for encoder, part in zip(self.parts, frames, strict=True)]
         return self.join(torch.cat(encoded, -1)) if self.join else encoded[0]
+
+    def learn_statistics(self, frames: Frames, obs: Tensor) -> None:
+        """After an update: count in what a rollout has shown, obs (T, N) among `frames`."""
+        for encoder, part in zip(self.parts, frames, strict=True):
+            if encoder.kind == "vector":
+                encoder.norm.learn(part[obs.flatten()])
 
 
 # ---------------------------------------------------------------------------------------- short-term memory
@@ -507,7 +553,16 @@ class AdaptiveGate(nn.Module):
         return torch.lerp(h_lstm, h_transformer, gate), gate
 
 
-class ActionDistribution:
+def gate_metrics(gate: Tensor | None) -> dict[str, float]:
+    """Statistics of the gate's values; none where there is no gate."""
+    if gate is None:
+        return {}
+    values = torch.stack((gate.mean(), gate.min(), gate.max(), gate.std()))
+    names = ("agf_value", "min_gate_value", "max_gate_value", "std_gate_value")
+    return {f"gates/{name}": value for name, value in zip(names, values.tolist(), strict=True)}
+
+
+class Categoricals:
     """Independent categorical distributions, one for each component of a (Multi)Discrete action.
 
     logits (..., A) with the components side by side; actions (...) for Discrete, (..., components) otherwise.
@@ -515,7 +570,7 @@ class ActionDistribution:
 
     def __init__(self, logits: Tensor, action_space: spaces.Discrete | spaces.MultiDiscrete):
         self.discrete = isinstance(action_space, spaces.Discrete)
-        sizes = action_sizes(action_space)
+        sizes = [int(action_space.n)] if self.discrete else action_space.nvec.tolist()
         self.log_probs = [part.log_softmax(-1) for part in logits.split(sizes, -1)]
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
@@ -538,13 +593,34 @@ class ActionDistribution:
         return parts[0] if self.discrete else torch.stack(parts, -1)
 
 
-def action_sizes(action_space: gym.Space) -> list[int]:
-    """Number of choices of each component of an action."""
+class Gaussians:
+    """Independent normal distributions, one for each component of a Box action: mean (..., A), log_std (A,).
+
+    The environment clips an action to its bounds; the probability is that of the action before.
+    """
+
+    def __init__(self, mean: Tensor, log_std: Tensor):
+        self.mean, self.log_std = mean, log_std.expand_as(mean)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return self.mean + self.log_std.exp() * torch.empty_like(self.mean).normal_(generator=generator)
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        z = (action - self.mean) * (-self.log_std).exp()
+        return (-0.5 * z**2 - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
+def action_size(action_space: gym.Space) -> int:
+    """A: logits of a Discrete or MultiDiscrete action, means of a Box action."""
     if isinstance(action_space, spaces.Discrete):
-        return [int(action_space.n)]
-    if isinstance(action_space, spaces.MultiDiscrete) and len(action_space.shape) == 1:
-        return action_space.nvec.tolist()
-    raise InputError(f"--env-id: its action space is {action_space}; allowed are Discrete and MultiDiscrete.")
+        return int(action_space.n)
+    return int(action_space.nvec.sum()) if isinstance(action_space, spaces.MultiDiscrete) else action_space.shape[0]
 
 
 class GatedLinear(nn.Module):
@@ -566,8 +642,6 @@ class GatedLinear(nn.Module):
 class MemoryPolicy(nn.Module):
     """What every agent shares: encoder, a memory that the subclass gives (`remember`), heads.
 
-    num_observations: size K of the recall head, which predicts from z_t the distinct observations met in
-    this episode so far (its loss is a training aid; acting does not need it).
     hidden: the heads' hidden layer, "gated" (products) or "relu".
     forget: empty the memory before every step, so that only the present observation counts.
     """
@@ -577,11 +651,11 @@ class MemoryPolicy(nn.Module):
     def __init__(
         self,
         observation_space: spaces.Tuple,
-        action_space: spaces.Discrete | spaces.MultiDiscrete,
-        num_observations: int,
+        action_space: gym.Space,
         *,
         width: int,
         cnn: str,
+        norm_obs: bool | None,
         hidden: str,
         forget: bool,
     ):
@@ -589,12 +663,14 @@ class MemoryPolicy(nn.Module):
         self.forget = forget
         self.observation_space = observation_space
         self.action_space = action_space
-        self.encoder = ObservationEncoder(observation_space, width, cnn)
-        plain = nn.Sequential(layer_init(nn.Linear(width, width)), nn.ReLU())
-        self.hidden = GatedLinear(width) if hidden == "gated" else plain
-        self.actor = layer_init(nn.Linear(width, sum(action_sizes(action_space))), 0.01)
+        self.encoder = ObservationEncoder(observation_space, width, cnn, norm_obs)
+        relu = hidden == "relu"
+        self.hidden = nn.Sequential(layer_init(nn.Linear(width, width)), nn.ReLU()) if relu else GatedLinear(width)
+        self.actor = layer_init(nn.Linear(width, action_size(action_space)), 0.01)
         self.critic = layer_init(nn.Linear(width, 1), 1.0)
-        self.recall = layer_init(nn.Linear(width, num_observations), 0.1)
+        # Of Box actions, the same in all states; about 0.6, where bounds are at -1 and 1.
+        box = isinstance(action_space, spaces.Box)
+        self.log_std = nn.Parameter(torch.full(action_space.shape, -0.5)) if box else None
 
     def fix_shapes(self, fixed: bool = True) -> None:
         """Let no shape depend on what tensors hold: for GPUs, which would have to wait whenever that is looked at.
@@ -614,19 +690,12 @@ class MemoryPolicy(nn.Module):
         """x (T, B, D) -> memory z (T, B, D), gate (T, B, D) or None, new state."""
         raise NotImplementedError
 
-    def forward(
-        self, frames: Frames, state: MemoryState, episode_start: Tensor, obs: Tensor | None = None
-    ) -> tuple[PolicyOutput, MemoryState]:
-        """One step (T = 1) or a segment.
+    def forward(self, frames: Frames, state: MemoryState, episode_start: Tensor) -> tuple[PolicyOutput, MemoryState]:
+        """One step (T = 1) or a segment: frames, every part (T, B, *shape), episode_start (T, B) bool.
 
-        frames: every part (T, B, *shape); or, so that equal frames are encoded once, every part (K, *shape) and
-        obs (T, B) int64, the number of each step's frame among them. episode_start (T, B) bool: the step is the
-        first of its episode; the memory is emptied before it.
+        episode_start: the step is the first of its episode; the memory is emptied before it.
         """
-        if obs is None:
-            x = self.encoder(tuple(part.flatten(0, 1) for part in frames)).unflatten(0, frames[0].shape[:2])
-        else:
-            x = F.embedding(obs, self.encoder(frames))
+        x = self.encoder(tuple(part.flatten(0, 1) for part in frames)).unflatten(0, frames[0].shape[:2])
         return self.act(x, state, episode_start)
 
     def act(self, x: Tensor, state: MemoryState, episode_start: Tensor) -> tuple[PolicyOutput, MemoryState]:
@@ -637,12 +706,10 @@ class MemoryPolicy(nn.Module):
         hidden = self.hidden(z)
         return PolicyOutput(self.actor(hidden), self.critic(hidden).squeeze(-1), z, gate), state
 
-    def distribution(self, logits: Tensor) -> ActionDistribution:
-        return ActionDistribution(logits, self.action_space)
-
-    def recall_logits(self, z: Tensor, count: int) -> Tensor:
-        """z (..., D) -> (..., count): logits of "observation k was met in this episode", for the first `count`."""
-        return F.linear(z, self.recall.weight[:count], self.recall.bias[:count])
+    def distribution(self, logits: Tensor) -> Categoricals | Gaussians:
+        if self.log_std is not None:
+            return Gaussians(logits, self.log_std)
+        return Categoricals(logits, self.action_space)
 
 
 def empty_state(
@@ -670,8 +737,7 @@ class PalmerPolicy(MemoryPolicy):
     def __init__(
         self,
         observation_space: spaces.Tuple,
-        action_space: spaces.Discrete | spaces.MultiDiscrete,
-        num_observations: int,
+        action_space: gym.Space,
         *,
         lstm_layers: int,
         trxl_layers: int,
@@ -684,7 +750,7 @@ class PalmerPolicy(MemoryPolicy):
         width: int,
         **shared: Any,
     ):
-        super().__init__(observation_space, action_space, num_observations, width=width, **shared)
+        super().__init__(observation_space, action_space, width=width, **shared)
         self.lstm = LSTMMemory(width, lstm_layers)
         self.transformer = TransformerMemory(
             width, trxl_layers, trxl_heads, memory_length, trxl_ff_mult * width, positions
@@ -707,14 +773,13 @@ class LSTMPolicy(MemoryPolicy):
     def __init__(
         self,
         observation_space: spaces.Tuple,
-        action_space: spaces.Discrete | spaces.MultiDiscrete,
-        num_observations: int,
+        action_space: gym.Space,
         *,
         lstm_layers: int,
         width: int,
         **shared: Any,
     ):
-        super().__init__(observation_space, action_space, num_observations, width=width, **shared)
+        super().__init__(observation_space, action_space, width=width, **shared)
         self.lstm = LSTMMemory(width, lstm_layers)
 
     def initial_state(self, batch: int) -> MemoryState:
@@ -732,8 +797,7 @@ class TrXLPolicy(MemoryPolicy):
     def __init__(
         self,
         observation_space: spaces.Tuple,
-        action_space: spaces.Discrete | spaces.MultiDiscrete,
-        num_observations: int,
+        action_space: gym.Space,
         *,
         trxl_layers: int,
         trxl_heads: int,
@@ -743,7 +807,7 @@ class TrXLPolicy(MemoryPolicy):
         width: int,
         **shared: Any,
     ):
-        super().__init__(observation_space, action_space, num_observations, width=width, **shared)
+        super().__init__(observation_space, action_space, width=width, **shared)
         self.transformer = TransformerMemory(
             width, trxl_layers, trxl_heads, memory_length, trxl_ff_mult * width, positions
         )
@@ -763,8 +827,7 @@ def make_policy(
     algo: str,
     settings: Mapping[str, Any],
     observation_space: spaces.Tuple,
-    action_space: spaces.Discrete | spaces.MultiDiscrete,
-    num_observations: int,
+    action_space: gym.Space,
 ) -> MemoryPolicy:
     """The agent `algo` with those of `settings`, a training script's flags, that its constructor names.
 
@@ -773,4 +836,4 @@ def make_policy(
     constructors = (POLICIES[algo], MemoryPolicy)
     parameters = [p for cls in constructors for p in inspect.signature(cls).parameters.values()]
     chosen = {p.name: settings[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
-    return POLICIES[algo](observation_space, action_space, num_observations, **chosen)
+    return POLICIES[algo](observation_space, action_space, **chosen)

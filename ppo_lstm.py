@@ -12,7 +12,7 @@ started from; `advantages` looks back over the rewards; `update` cuts the rollou
 and `minibatch_step` runs one through the policy again, from that same state, so that the policy that learns is the
 policy that acted; `main` repeats.
 
-Shape letters: T steps, N environments of a rollout, B of a minibatch, D width, K distinct observations.
+Shape letters: T steps, N environments of a rollout, B of a minibatch, P steps before a rollout, D width, C codes.
 """
 
 from dataclasses import dataclass
@@ -20,13 +20,16 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 from harness.flags import Range, run_script
+from harness.input_error import RunError
 from harness.processes import average_gradients, mean_over_processes
+from harness.return_scale import ReturnScale
 from harness.run import Run, RunArgs
 from memory_aids import Episodes, MemoryAidArgs, MemoryAids, fading
-from palmer_policy import MemoryPolicy, MemoryState, make_policy
+from palmer_policy import MemoryPolicy, MemoryState, gate_metrics, make_policy
 from tasks import Step, TaskArgs, make_envs
 from tasks.observations import Encodings
 
@@ -60,8 +63,8 @@ class PPOArgs(MemoryAidArgs, RunArgs, TaskArgs):
     clip_vloss: bool = False
     """clip the value loss by the same range"""
     ent_coef: Annotated[float, Range(0, 1000)] = 2e-3
-    """entropy coefficient at the start, in units of the reward: a nat more of entropy is worth so much reward. With
-    CleanRL's 0.01 of normalised advantages compare 0.01 times their standard deviation"""
+    """entropy coefficient at the start, in units of the largest discounted return: a nat more of entropy is worth so
+    much of it. With CleanRL's 0.01 of normalised advantages compare 0.01 times their standard deviation"""
     final_ent_coef: Annotated[float | None, Range(0, 1000)] = 3e-4
     """entropy coefficient at the end of the run, reached linearly; None: constant"""
     solved_ent_coef: Annotated[float | None, Range(0, 1000)] = 6e-3
@@ -76,6 +79,8 @@ class PPOArgs(MemoryAidArgs, RunArgs, TaskArgs):
     """D, width of encoder output, memories and hidden layer"""
     cnn: Literal["patch", "nature"] = "patch"
     """encoder of pictures: small patches seen once, or the larger one of Mnih et al. 2015"""
+    norm_obs: bool | None = None
+    """normalise numbers by their running mean and variance; None: those that are not bounded within [-10, 10]"""
     hidden: Literal["gated", "relu"] = "gated"
     """hidden layer of the policy and value heads: products of two linear layers, or one with ReLU"""
     forget: bool = False
@@ -120,6 +125,7 @@ PRESETS = {
         solved_ent_coef=None,
         max_grad_norm=0.25,
         recall_coef=0.0,
+        age_coef=0.0,
         visit_bonus=0.0,
         width=384,
         cnn="nature",
@@ -135,7 +141,8 @@ class Carry(NamedTuple):
     obs: Tensor  # (N,) int64, number of the observation to act on
     episode_start: Tensor  # (N,) bool, that observation is the first of its episode
     state: MemoryState  # memory before it
-    total: Tensor  # (N, 2) float, return and length of the running episode so far
+    total: Tensor  # (N, 3) float, return, length and discounted return of the running episode so far
+    past: Tensor  # (P, N) int64, numbers of the P observations before, whatever episode they are of
     episodes: Episodes  # what the memory aids know of it
 
 
@@ -143,6 +150,7 @@ class Rollout(NamedTuple):
     """T steps of N environments. All (T, N) unless said otherwise."""
 
     state: MemoryState  # memory of the N environments before the first step
+    past: Tensor  # (P, N) int64, observations before the first step
     obs: Tensor  # int64
     episode_start: Tensor  # bool
     action: Tensor  # (T, N) or (T, N, components) int64
@@ -152,9 +160,9 @@ class Rollout(NamedTuple):
     done: Tensor  # bool, the step ended its episode
     timeout_value: Tensor  # value of the true last observation where the step ended in a time-out, else 0
     next_value: Tensor  # (N,) value of the observation after the last step
-    episode: Tensor  # (T, N, 3), return, length and success of the episode so far
+    episode: Tensor  # (T, N, 4), return, length, discounted return and success of the episode so far
     gate: Tensor | None  # (T, N, D), 1 = Transformer, 0 = LSTM
-    seen: Tensor | None = None  # (T, N, K) bool, what the recall loss asks for
+    seen: Tensor | None = None  # (T, N, C) bool, what the episode has shown
 
     def select(self, env: Tensor) -> "Rollout":
         """The steps of the environments `env` (B,) alone."""
@@ -167,16 +175,19 @@ def first_carry(policy: MemoryPolicy, envs: Any, aids: MemoryAids) -> Carry:
     """Fresh episodes in all N environments, with an empty memory."""
     obs, N = envs.reset(), envs.num_envs
     start = torch.ones(N, dtype=torch.bool, device=obs.device)
-    total = torch.zeros(N, 2, device=obs.device)
-    return Carry(obs, start, policy.initial_state(N), total, aids.first_episodes(N, obs.device))
+    total = torch.zeros(N, 3, device=obs.device)
+    past = obs.expand(aids.past_steps, N)
+    return Carry(obs, start, policy.initial_state(N), total, past, aids.first_episodes(N, obs.device))
 
 
 @torch.no_grad()
 def rollout(args: Args, policy: MemoryPolicy, envs: Any, carry: Carry) -> tuple[Rollout, Carry]:
     """Play T steps in N environments."""
     table = envs.observations
-    obs, start, state, total = table.keep(carry.obs), carry.episode_start, carry.state, carry.total
-    features = Encodings(policy.encoder, table)
+    *past, obs = table.keep(torch.cat((carry.past, carry.obs[None])))
+    past = torch.stack(past) if past else carry.past
+    start, state, total = carry.episode_start, carry.state, carry.total
+    features = Encodings(policy.encoder, table, 0 if table.distinct else past.numel())
     steps = []
     for _ in range(args.num_steps):
         output, state_after = policy.act(features[obs][None], state, start[None])
@@ -184,7 +195,8 @@ def rollout(args: Args, policy: MemoryPolicy, envs: Any, carry: Carry) -> tuple[
         action = distribution.sample()
         step = envs.step(action)
         done = step.terminated | step.truncated
-        total = total + torch.stack((step.reward, torch.ones_like(step.reward)), 1)
+        discounted = step.reward * args.gamma ** total[:, 1]
+        total = total + torch.stack((step.reward, torch.ones_like(step.reward), discounted), 1)
         steps.append(
             {
                 "obs": obs,
@@ -203,8 +215,9 @@ def rollout(args: Args, policy: MemoryPolicy, envs: Any, carry: Carry) -> tuple[
 
     next_value = policy.act(features[obs][None], state, start[None])[0].value[0]
     columns = {k: None if v is None else torch.stack([step[k] for step in steps]) for k, v in steps[0].items()}
-    batch = Rollout(**columns, state=carry.state, next_value=next_value)
-    return batch, Carry(obs, start, state, total, carry.episodes)
+    batch = Rollout(**columns, state=carry.state, past=past, next_value=next_value)
+    past = torch.cat((past, batch.obs))[len(batch.obs) :]
+    return batch, Carry(obs, start, state, total, past, carry.episodes)
 
 
 def timeout_values(policy: MemoryPolicy, features: Encodings, step: Step, state: MemoryState) -> Tensor:
@@ -274,8 +287,9 @@ def minibatch_step(
     ent_coef: Tensor,
 ) -> dict[str, Tensor]:
     """One gradient step of PPO on T steps of B environments -> its losses, each a number."""
-    frames, obs = table.distinct_frames(batch.obs, policy.fixed_shapes)
-    output, _ = policy(frames, batch.state, batch.episode_start, obs)
+    frames, obs = table.distinct_frames(torch.cat((batch.past, batch.obs)), policy.fixed_shapes)
+    encoded = policy.encoder(frames)
+    output, _ = policy.act(F.embedding(obs[len(batch.past) :], encoded), batch.state, batch.episode_start)
     distribution = policy.distribution(output.logits)
     logratio = distribution.log_prob(batch.action) - batch.logprob
     ratio = logratio.exp()
@@ -292,14 +306,17 @@ def minibatch_step(
     entropy = distribution.entropy().mean()
     loss = policy_loss + args.vf_coef * value_loss - ent_coef * entropy
     losses = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
-    if args.recall_coef > 0:
-        losses["recall_loss"] = aids.recall_loss(policy, output.memory, batch.seen)
-        loss = loss + args.recall_coef * losses["recall_loss"]
+    for name, (aid_loss, coefficient) in aids.losses(output.memory, encoded, obs, batch).items():
+        losses[name] = aid_loss
+        loss = loss + coefficient * aid_loss
 
+    parameters = optimizer.param_groups[0]["params"]
     optimizer.zero_grad()
     loss.backward()
-    average_gradients(policy.parameters())
-    nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+    average_gradients(parameters)
+    norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+    if not norm.isfinite():
+        raise RunError(f"a gradient is {norm.item()} at a loss of {loss.item()}; what is not finite is not learned.")
     optimizer.step()
 
     with torch.no_grad():  # http://joschu.net/blog/kl-approx.html
@@ -328,27 +345,20 @@ def entropy_coefficient(args: Args, progress: float, solved: float) -> float:
     return coefficient + (args.solved_ent_coef - coefficient) * sure
 
 
-def gate_metrics(gate: Tensor | None) -> dict[str, float]:
-    """Statistics of the gate's values; none where there is no gate."""
-    if gate is None:
-        return {}
-    values = torch.stack((gate.mean(), gate.min(), gate.max(), gate.std()))
-    names = ("agf_value", "min_gate_value", "max_gate_value", "std_gate_value")
-    return {f"gates/{name}": value for name, value in zip(names, values.tolist(), strict=True)}
-
-
 def main(args: Args) -> dict[str, Any]:
     """Train -> the summary that is also written to the run's folder. Raises InputError on wrong input."""
     with Run(args, ALGO) as run:
         args = run.args  # with --resume those of the earlier run
         envs = make_envs(args, run.num_envs, seed=run.env_seed, device=run.device)
         table = envs.observations
-        policy = make_policy(ALGO, vars(args), table.space, envs.action_space, table.capacity).to(run.device)
+        policy = make_policy(ALGO, vars(args), table.space, envs.action_space).to(run.device)
         policy.fix_shapes(run.device.type == "cuda")
-        optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-        aids = MemoryAids(args, envs)
+        aids = MemoryAids(args, envs, args.width, run.device)
+        learned = [*policy.parameters(), *aids.heads.parameters()]
+        optimizer = torch.optim.Adam(learned, lr=args.learning_rate, eps=1e-5, fused=True)
+        scale = ReturnScale(run.device)
         carry = first_carry(policy, envs, aids)
-        carry = run.restore(carry, envs, policy=policy, optimizer=optimizer, aids=aids)
+        carry = run.restore(carry, envs, policy=policy, optimizer=optimizer, aids=aids, scale=scale)
 
         while run.goes_on():
             learning_rate = annealed(args.learning_rate, args.final_learning_rate, run.progress)
@@ -358,10 +368,12 @@ def main(args: Args) -> dict[str, Any]:
                 group["lr"] = learning_rate
 
             batch, carry = rollout(args, policy, envs, carry)
+            batch = batch._replace(reward=batch.reward / scale.learn(batch.episode[..., 2]))
             batch, carry = aids.first_visits(batch, carry, bonus)
             losses = update(args, policy, optimizer, aids, table, batch, ent_coef)
+            policy.encoder.learn_statistics(table.frames, batch.obs)
 
-            run.count(batch.episode[batch.done])
+            run.count(batch.episode[batch.done][:, (0, 1, 3)])
             metrics = {"charts/learning_rate": learning_rate, "charts/entropy_coefficient": ent_coef}
             metrics["charts/visit_bonus"] = args.visit_bonus * bonus
             metrics |= {f"losses/{name}": value for name, value in losses.items()} | gate_metrics(batch.gate)

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_type_hints
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 import tyro
 
 from harness.folder import read_config
-from harness.input_error import InputError
+from harness.input_error import InputError, RunError
 
 A = TypeVar("A")  # a script's dataclass of flags
 
@@ -60,12 +61,14 @@ def run_script(
     presets: Mapping[str, Mapping[str, Any]],
     description: str | None,
 ) -> None:
-    """Parse the command line and call `main(args)`; wrong input ends in one sentence and exit code 2."""
+    """Parse the command line and call `main(args)`; an InputError or a RunError ends it in one sentence."""
     try:
         main(parse_args(Args, presets, description))
-    except InputError as error:
+    except (InputError, RunError) as error:
+        if isinstance(error, RunError) and error.__cause__:
+            traceback.print_exception(error.__cause__)
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, InputError) else 1)
 
 
 def metadata(Args: type, kind: type) -> dict[str, Any]:

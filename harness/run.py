@@ -16,7 +16,7 @@ from evaluate import describe, evaluate_policy
 from harness.checkpoint import load_checkpoint, pack, save_checkpoint, unpack, write_json
 from harness.flags import MAY_CHANGE, Range, check_args, resume_args
 from harness.folder import RunFolder
-from harness.input_error import InputError
+from harness.input_error import InputError, RunError
 from harness.processes import any_process, choose_device, gather, join_processes, leave_processes
 from harness.progress import Interrupt, Progress
 from harness.randomness import random_state, seed_everything, set_random_state
@@ -78,15 +78,21 @@ class Run:
         seed_everything(self.args.seed)
         self.step, self.seconds, self.milestones = 0, 0.0, {}
         self.recent: deque = deque(maxlen=RECENT_EPISODES)
-        self._interrupt, self._stopped, self._folder = Interrupt(), False, None
+        self._interrupt, self._stopped, self._folder, self._carry = Interrupt(), False, None, None
         self._previous_step, self._last_save = 0, time.monotonic()
 
     def __enter__(self) -> "Run":
         self._interrupt.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._interrupt.__exit__(*exception)
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
+        self._interrupt.__exit__()
+        if isinstance(error, RunError):
+            error.args = (f"{error} ({self.step:,} steps were made before.)",)
+            if (
+                self._carry is not None and not self._envs.exact_resume
+            ):  # a table's run goes on bit for bit or not at all
+                self._save(self._carry)
         if self._folder:
             self._folder.close()
         leave_processes()
@@ -114,6 +120,8 @@ class Run:
             self._progress = Progress(self.args.total_timesteps, start_step=self.step)
         if self._saved and not envs.exact_resume:
             self.note(f"{self.args.env_id}: its state cannot be saved, so all episodes restart.")
+        if envs.max_episode_steps is None:
+            self.note(f"{self.args.env_id}: no time limit is known; episodes may not end (see --max-episode-steps).")
         self._saved = None
         return carry
 
@@ -199,6 +207,7 @@ class Run:
 
     def save_when_due(self, carry: Any) -> None:
         """Every `--checkpoint-every` seconds; sees to it that all processes stop and save together."""
+        self._carry = carry
         due = time.monotonic() - self._last_save > self.args.checkpoint_every
         self._stopped, due = any_process(self._interrupt.requested, due)
         if due:

@@ -8,7 +8,6 @@ tables.py          tasks as look-ups;  minigrid_memory.py fills them;  vector_en
 tmaze.py ...       one family of tasks each
 """
 
-from tasks import vector_env  # noqa: F401  (importing them registers its ids)
 from tasks.envs import make_envs
 from tasks.real import TaskArgs, make_real_env
 from tasks.step import Step

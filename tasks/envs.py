@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
-from harness.input_error import InputError
+from harness.input_error import InputError, RunError
 from tasks import minigrid_memory
 from tasks.observations import ObservationTable
 from tasks.real import RGB_PIXELS, TaskArgs, episode_limit, first_line, make_real_env, requested_limit
@@ -23,6 +23,7 @@ def make_envs(
 ) -> "TableEnvs | GymnasiumEnvs":
     """N environments of a task, with observation numbers and rewards on `device`. Raises InputError as needed."""
     is_maze = minigrid_memory.maze_of(task.env_id) is not None and task.env_kwargs == "{}"
+    is_maze = is_maze and not (task.last_action or task.last_reward)
     if task.env_backend == "table" and not is_maze:
         raise InputError(
             f"--env-backend table: for {task.env_id} allowed are auto and gymnasium, tables exist only for "
@@ -43,7 +44,7 @@ def maze_tables(env_id: str, obs_mode: str, agent_view_size: int) -> minigrid_me
 
 
 class GymnasiumEnvs:
-    """N environments of any Gymnasium package with discrete actions, one after the other on the CPU.
+    """N environments of any Gymnasium package, one after the other on the CPU or each in a process of its own.
 
     Their inner state cannot be saved: after `load_state_dict` call `reset`, and new episodes begin.
     """
@@ -52,49 +53,78 @@ class GymnasiumEnvs:
 
     def __init__(self, task: TaskArgs, num_envs: int, *, seed: int = 1, device: torch.device | str = "cpu"):
         """Raises InputError as `make_real_env` does, and for whatever the environment's first reset raises."""
-        make_one = functools.partial(make_real_env, task)
-        self._envs = SyncVectorEnv([make_one] * num_envs, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-        self.num_envs = num_envs
+        probe = make_real_env(task)
+        try:
+            probe.reset(seed=seed)
+        except Exception as error:  # whatever an environment of one's own does
+            raise InputError(f"--env-id {task.env_id}: its reset fails with {first_line(error)}.") from error
+        self.max_episode_steps = episode_limit(probe)
+        self.tells_success = probe.get_wrapper_attr("tells")
+        probe.close()
+        make_all = [functools.partial(make_real_env, task)] * num_envs
+        same_step = AutoresetMode.SAME_STEP
+        if task.async_envs:  # forked processes would inherit threads and locks
+            self._envs = AsyncVectorEnv(make_all, copy=False, autoreset_mode=same_step, context="spawn")
+        else:
+            self._envs = SyncVectorEnv(make_all, copy=False, autoreset_mode=same_step)
+        self.num_envs, self._task = num_envs, task
         self.action_space = self._envs.single_action_space
         self.observations = ObservationTable(self._envs.single_observation_space, device=device)
         self._device = torch.device(device)
-        self._seed = seed
+        self._seed, self._steps = seed, 0
         self._reset_seed: int | None = seed
-        self._steps = 0
-        try:
-            self.reset()
-        except Exception as error:  # whatever an environment of one's own does
-            raise InputError(f"--env-id {task.env_id}: its reset fails with {first_line(error)}.") from error
-        self._reset_seed = seed
-        self.max_episode_steps = episode_limit(self._envs.envs[0])
-        self.tells_success = self._envs.envs[0].get_wrapper_attr("tells")
 
     def reset(self) -> Tensor:
         """Starts a new episode in every environment; observation numbers (N,) int64."""
         batch, _ = self._envs.reset(seed=self._reset_seed)
         self._reset_seed = None
+        for part in batch:
+            self._check_finite("first observation", part)
         return self.observations.number(batch)
 
     def step(self, action: Tensor) -> Step:
-        """Takes `action`: (N,) int64, or (N, A) where an action has A parts."""
-        batch, reward, terminated, truncated, infos = self._envs.step(action.cpu().numpy())
+        """Takes `action`: (N,) int64, or (N, A) where an action has A parts.
+
+        Raises RunError for whatever the environment raises, and for a reward or an observation that is not finite.
+        """
         self._steps += 1
+        try:
+            batch, reward, terminated, truncated, infos = self._envs.step(action.cpu().numpy())
+        except Exception as error:  # whatever an environment of one's own does
+            raise RunError(f"--env-id {self._task.env_id}: its step fails with {first_line(error)}.") from error
+        reward = reward.astype(np.float32)
+        self._check_finite("reward", reward)
+        for part in batch:
+            self._check_finite("observation", part)
         obs = final_obs = self.observations.number(batch)
         success = np.zeros_like(terminated)
         if "final_obs" in infos:
             ended = np.flatnonzero(infos["_final_obs"])
             final_obs = obs.clone()
             frames = zip(*infos["final_obs"][ended], strict=True)
-            final_obs[ended] = self.observations.number(tuple(np.stack(part) for part in frames))
+            final = tuple(np.stack(part) for part in frames)
+            for part in final:
+                self._check_finite("last observation of an episode", part)
+            final_obs[ended] = self.observations.number(final)
             success[ended] = infos["final_info"]["is_success"][ended]
         return Step(
             obs=obs,
-            reward=torch.from_numpy(reward.astype(np.float32)).to(self._device),
+            reward=torch.from_numpy(reward).to(self._device),
             terminated=torch.from_numpy(terminated).to(self._device),
             truncated=torch.from_numpy(truncated & ~terminated).to(self._device),
             final_obs=final_obs,
             success=torch.from_numpy(success).to(self._device),
         )
+
+    def _check_finite(self, what: str, values: np.ndarray) -> None:
+        """values (N, ...). Nothing that is not finite may reach the network."""
+        if not np.isfinite(values).all():
+            row = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))[0])
+            bad = values[row][~np.isfinite(values[row])].flat[0] if values[row].ndim else values[row]
+            raise RunError(
+                f"--env-id {self._task.env_id}: a {what} is {bad} (environment {row} of {len(values)}, step "
+                f"{self._steps} of each), and nothing that is not finite is learned."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The numbered observations, and what it takes to continue with episodes not played before."""

@@ -153,9 +153,10 @@ class ObservationTable:
         frames: Frames | None = None,
         device: torch.device | str = "cpu",
     ):
-        """Starts with `frames`, K all different ones, as numbers 0..K-1, or empty."""
+        """Starts with `frames`, K all different ones, as numbers 0..K-1, or empty. complete: started with all."""
         self.space = space
         self.capacity = capacity
+        self.complete = frames is not None
         self._empty = tuple(
             torch.empty((0, *part.shape), dtype=torch.from_numpy(np.empty(0, part.dtype)).dtype, device=device)
             for part in space
@@ -187,21 +188,21 @@ class ObservationTable:
         return torch.tensor(numbers, device=self._storage[0].device)
 
     def keep(self, current: Tensor) -> Tensor:
-        """Call at the start of a rollout with the numbers (N,) in use; returns the numbers to use instead.
+        """Call at the start of a rollout with the numbers in use, of any shape; returns the numbers to use instead.
 
-        While observations are distinct nothing changes. Afterwards all other frames are dropped and the
-        current ones become 0..N-1, so that the table holds one rollout and no more.
+        While observations are distinct nothing changes. Afterwards all other frames are dropped and these become
+        0, 1, 2, ..., so that the table holds one rollout, what is remembered of the one before, and no more.
         """
         if self.distinct:
             return current
-        kept = [part[current] for part in self._storage]
-        self.count = len(current)
+        kept = [part[current.flatten()] for part in self._storage]
+        self.count = current.numel()
         for part, rows in zip(self._storage, kept, strict=True):
             part[: self.count] = rows
-        return torch.arange(self.count, device=current.device)
+        return torch.arange(self.count, device=current.device).view_as(current)
 
     def distinct_frames(self, obs: Tensor, fixed_shapes: bool) -> tuple[Frames, Tensor]:
-        """The frames that a minibatch needs, each once: obs (T, B) -> K frames, index among them (T, B).
+        """The frames that a minibatch needs, each once: obs (any shape) -> K frames, index among them (as obs).
 
         With fixed shapes all that the table holds: counting would make a GPU wait.
         """
@@ -244,21 +245,26 @@ def keys(batch: tuple[np.ndarray, ...]) -> list[bytes]:
 
 
 class Encodings:
-    """Encodings (K, D) of a table's frames while the encoder's parameters stand still: each frame is encoded once."""
+    """Encodings (K, D) of a table's frames while the encoder's parameters stand still: each frame is encoded once.
 
-    def __init__(self, encoder: Any, table: ObservationTable):
-        self._encoder, self._table = encoder, table
-        self._storage, self._count = encoder(table.frames), table.count
+    first: frames of smaller numbers are not asked for.
+    """
+
+    def __init__(self, encoder: Any, table: ObservationTable, first: int = 0):
+        self._encoder, self._table, self._first = encoder, table, first
+        self._count = table.count
+        self._storage = encoder(tuple(part[first:] for part in table.frames))
 
     def __getitem__(self, obs: Tensor) -> Tensor:
         """Numbers (B,) -> (B, D)."""
-        first, count = self._count, self._table.count
-        if count > first:
-            new = self._encoder(tuple(part[first:] for part in self._table.frames))
-            if count > len(self._storage):  # twice as large, so that a long rollout is not copied at every step
-                larger = self._storage.new_empty(2 * count, self._storage.shape[1])
-                larger[:first] = self._storage[:first]
+        known, count = self._count, self._table.count
+        if count > known:
+            new = self._encoder(tuple(part[known:] for part in self._table.frames))
+            known, rows = known - self._first, count - self._first
+            if rows > len(self._storage):  # twice as large, so that a long rollout is not copied at every step
+                larger = self._storage.new_empty(2 * rows, self._storage.shape[1])
+                larger[:known] = self._storage[:known]
                 self._storage = larger
-            self._storage[first:count] = new
+            self._storage[known:rows] = new
             self._count = count
-        return self._storage[obs]
+        return self._storage[obs - self._first]

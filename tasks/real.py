@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import TransformAction, TransformObservation
 from minigrid.minigrid_env import MiniGridEnv
-from minigrid.wrappers import ImgObsWrapper, RGBImgPartialObsWrapper
+from minigrid.wrappers import RGBImgPartialObsWrapper
 
 from harness.flags import Range
 from harness.input_error import InputError
@@ -39,14 +40,21 @@ class TaskArgs:
     """side of the agent's square view in MiniGrid, in cells (odd)"""
     max_episode_steps: Annotated[int | None, Range(0, 1_000_000)] = None
     """episode limit in steps; 0: the environment's own; not given: 96 for MiniGrid Memory, its own elsewhere"""
+    async_envs: bool = False
+    """run Gymnasium environments in processes of their own: for those that are slower than the agent"""
+    last_action: bool = False
+    """give the agent its last action beside each observation, zero at an episode's start"""
+    last_reward: bool = False
+    """give the agent its last reward beside each observation, zero at an episode's start"""
 
 
 def make_real_env(task: TaskArgs, render_mode: str | None = None) -> gymnasium.Env:
     """One environment of the Gymnasium or MiniGrid package, with the observations that agents here get.
 
-    Of MiniGrid's observation only the image is used, as RGB of about 84x84 ("rgb") or as the k x k x 3 view
-    of cell codes ("symbolic"); direction and mission text are dropped. Every observation is a tuple of parts, see
-    `plain_space`; actions count from 0; an info holds `is_success`, where the environment tells, and no more.
+    Of MiniGrid's observation only the image is used, as RGB of about 84x84 ("rgb") or as the k x k x 3 view of cell
+    codes ("symbolic"), and the mission where episodes differ in it; the direction is dropped. Every observation is a
+    tuple of parts, see `plain_space`; actions count from 0 or, where they are continuous, have bounds of -1 and 1; an
+    info holds `is_success`, where the environment tells, and no more.
 
     Raises InputError for wrong arguments, an unknown id, spaces that cannot be used, and whatever the environment's
     constructor raises.
@@ -69,7 +77,8 @@ def make_real_env(task: TaskArgs, render_mode: str | None = None) -> gymnasium.E
     env = Success(env)
     if isinstance(env.unwrapped, MiniGridEnv) and is_minigrid_view(env.observation_space):
         env = with_view(env, task.obs_mode, task.agent_view_size)
-    return with_plain_actions(with_plain_observations(env, task.env_id), task.env_id)
+    env = with_plain_actions(with_plain_observations(env, task.env_id), task.env_id)
+    return LastStep(env, task.last_action, task.last_reward) if task.last_action or task.last_reward else env
 
 
 def env_kwargs(task: TaskArgs) -> dict[str, Any]:
@@ -151,15 +160,22 @@ def is_minigrid_view(space: gymnasium.Space) -> bool:
 
 
 def with_view(env: gymnasium.Env, obs_mode: str, agent_view_size: int) -> gymnasium.Env:
-    """MiniGrid's image alone, of a view of that size."""
+    """MiniGrid's image, of a view of that size, and its mission where that differs from episode to episode."""
     maze = env.unwrapped
     # Set here, as not every class of MiniGrid's takes it as an argument.
     maze.agent_view_size = agent_view_size
     image = spaces.Box(0, 255, (agent_view_size, agent_view_size, 3), np.uint8)
     maze.observation_space = spaces.Dict({**maze.observation_space.spaces, "image": image})
     if obs_mode == "rgb":
-        return ImgObsWrapper(RGBImgPartialObsWrapper(env, tile_size=RGB_PIXELS // agent_view_size))
-    return TransformObservation(env, lambda obs: obs["image"], grid_space(agent_view_size))
+        env = RGBImgPartialObsWrapper(env, tile_size=RGB_PIXELS // agent_view_size)
+        image = env.observation_space["image"]
+    else:
+        image = grid_space(agent_view_size)
+    mission = env.observation_space["mission"]
+    if getattr(mission, "ordered_placeholders", None) is None:  # the same words in every episode
+        return TransformObservation(env, lambda obs: obs["image"], image)
+    both = spaces.Dict({"image": image, "mission": mission})
+    return TransformObservation(env, lambda obs: {key: obs[key] for key in both}, both)
 
 
 def with_plain_observations(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
@@ -176,17 +192,63 @@ def with_plain_observations(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
 
 
 def with_plain_actions(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
-    """Discrete or MultiDiscrete actions that count from 0."""
+    """Discrete or MultiDiscrete (n,), counted from 0, or Box (n,), scaled to bounds of -1 and 1 if there are any."""
     space = env.action_space
     if isinstance(space, spaces.Discrete):
-        plain = spaces.Discrete(int(space.n))
-    elif isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
-        plain = spaces.MultiDiscrete(space.nvec)
+        return TransformAction(env, lambda action: int(action) + int(space.start), spaces.Discrete(int(space.n)))
+    if isinstance(space, spaces.MultiDiscrete):
+        plain, start = spaces.MultiDiscrete(space.nvec.flatten()), space.start
+    elif isinstance(space, spaces.MultiBinary):
+        plain, start = spaces.MultiDiscrete([2] * int(np.prod(space.shape))), 0
+    elif isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and space.shape:
+        return TransformAction(env, *scaled_box(space))
     else:
-        raise InputError(f"--env-id {env_id}: its actions are {space}, allowed are Discrete and 1-D MultiDiscrete.")
-    if np.any(space.start):
-        env = TransformAction(env, lambda action: action + space.start, plain)
-    return env
+        raise InputError(
+            f"--env-id {env_id}: its actions are {space}, allowed are Discrete, MultiDiscrete, MultiBinary and Box "
+            "of floats."
+        )
+    return TransformAction(env, lambda action: (action.reshape(space.shape) + start).astype(space.dtype), plain)
+
+
+def scaled_box(space: spaces.Box) -> tuple[Callable[[np.ndarray], np.ndarray], spaces.Box]:
+    """What makes an action of `space` of one (n,), clipped to the bounds, and the space of the latter.
+
+    Unbounded, as a Gaussian is: its probability is that of the action before it is clipped.
+    """
+    bounded = np.isfinite(space.low) & np.isfinite(space.high)
+    low, high = np.where(bounded, space.low, -1.0), np.where(bounded, space.high, 1.0)
+    middle, half = (low + high) / 2, (high - low) / 2
+
+    def action_of(action: np.ndarray) -> np.ndarray:
+        return np.clip(middle + half * action.reshape(space.shape), space.low, space.high).astype(space.dtype)
+
+    return action_of, spaces.Box(-np.inf, np.inf, (int(np.prod(space.shape)),), np.float32)
+
+
+class LastStep(gymnasium.Wrapper):
+    """Adds a part to each observation: the last action, one-hot or as it is, and the last reward; zero at the start.
+
+    As POPGym and RL^2 (Duan et al. 2016, https://arxiv.org/abs/1611.02779) do.
+    """
+
+    def __init__(self, env: gymnasium.Env, action: bool, reward: bool):
+        super().__init__(env)
+        self._action, self._reward = action, reward
+        numbers = spaces.flatten_space(env.action_space) if action else spaces.Box(0, 0, (0,))
+        unbounded = np.full(int(reward), np.inf, np.float32)
+        low, high = np.concatenate((numbers.low, -unbounded)), np.concatenate((numbers.high, unbounded))
+        self._zero = np.zeros(len(low), np.float32)
+        self.observation_space = spaces.Tuple((*env.observation_space, spaces.Box(low, high, dtype=np.float32)))
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, bool]]:
+        obs, info = self.env.reset(**kwargs)
+        return (*obs, self._zero), info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, bool]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        numbers = [spaces.flatten(self.env.action_space, action)] if self._action else []
+        last = np.concatenate([*numbers, [reward] * self._reward]).astype(np.float32)
+        return (*obs, last), reward, terminated, truncated, info
 
 
 def episode_limit(env: gymnasium.Env) -> int | None:

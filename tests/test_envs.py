@@ -1,28 +1,26 @@
 """Environments: tables against the real MiniGrid package, both back ends' conventions, wrong input."""
 
+import functools
 import io
 from collections import Counter
 
 import gymnasium
-import memory_envs
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from input_error import InputError
-from memory_envs import (
-    GymnasiumEnvs,
-    MemoryTables,
-    TableEnvs,
-    agent_place,
-    build_tables,
-    make_envs,
-    make_real_env,
-    maze_layout,
-)
 from minigrid.envs import MemoryEnv
+from minigrid.wrappers import ImgObsWrapper, RGBImgPartialObsWrapper
 from torch.utils._python_dispatch import TorchDispatchMode
+
+import tasks
+from harness.input_error import InputError
+from tasks import TaskArgs, minigrid_memory
+from tasks.envs import GymnasiumEnvs, maze_tables
+from tasks.minigrid_memory import MazeTables, agent_place, maze_layout
+from tasks.observations import ObservationTable
+from tasks.tables import TableEnvs
 
 LEFT, FORWARD, DONE = 0, 2, 6
 MAZES = {  # layouts, states, distinct 3x3 views, distinct 7x7 views
@@ -31,6 +29,20 @@ MAZES = {  # layouts, states, distinct 3x3 views, distinct 7x7 views
     "MiniGrid-MemoryS13Random-v0": (28, 1512, 67, 291),
     "MiniGrid-MemoryS17Random-v0": (44, 2728, 67, 291),
 }
+
+
+def make_envs(env_id, num_envs, *, backend="auto", seed=1, device="cpu", **flags):
+    return tasks.make_envs(TaskArgs(env_id, env_backend=backend, **flags), num_envs, seed=seed, device=device)
+
+
+def make_real_env(env_id, render_mode=None, **flags):
+    return tasks.make_real_env(TaskArgs(env_id, **flags), render_mode)
+
+
+def frames_of(envs, numbers):
+    """Frames of a task that shows one thing only."""
+    (part,) = envs.observations.frames
+    return part[numbers]
 
 
 def through_a_file(state: dict) -> dict:
@@ -47,7 +59,7 @@ def set_states(envs: TableEnvs, state: torch.Tensor, clock: torch.Tensor) -> Non
 class RealMazes:
     """The real environment, moved to any state of the tables by way of mazes that its own resets drew."""
 
-    def __init__(self, tables: MemoryTables, env_id: str, obs_mode: str, agent_view_size: int):
+    def __init__(self, tables: MazeTables, env_id: str, obs_mode: str, agent_view_size: int):
         self.env = make_real_env(env_id, obs_mode=obs_mode, agent_view_size=agent_view_size, max_episode_steps=0)
         self.places = tables.places.tolist()
         self.mazes = {}
@@ -75,32 +87,33 @@ class RealMazes:
 def test_tables_have_the_known_sizes(env_id):
     layouts, states, small_views, large_views = MAZES[env_id]
     for obs_mode in ("rgb", "symbolic"):
-        small, large = build_tables(env_id, obs_mode, 3), build_tables(env_id, obs_mode, 7)
+        small, large = maze_tables(env_id, obs_mode, 3), maze_tables(env_id, obs_mode, 7)
         assert len(small.layouts) == len(large.layouts) == layouts
         assert len(small.places) == len(large.places) == states
-        assert (len(small.frames), len(large.frames)) == (small_views, large_views)
+        assert (len(small.frames[0]), len(large.frames[0])) == (small_views, large_views)
 
 
 @pytest.mark.parametrize("env_id", MAZES)
 @pytest.mark.parametrize("obs_mode", ["rgb", "symbolic"])
 @pytest.mark.parametrize("agent_view_size", [3, 7])
 def test_every_observation_of_every_layout_is_the_real_one(env_id, obs_mode, agent_view_size):
-    tables = build_tables(env_id, obs_mode, agent_view_size)
+    tables = maze_tables(env_id, obs_mode, agent_view_size)
     real = RealMazes(tables, env_id, obs_mode, agent_view_size)
     assert tables.space == real.env.observation_space
     observed = {}
     for state, number in enumerate(tables.observation.tolist()):
-        frame = real.step(state, 0, DONE)[0]  # an action that changes nothing
+        (frame,) = real.step(state, 0, DONE)[0]  # an action that changes nothing
         assert frame.dtype == np.uint8
         assert observed.setdefault(number, frame.tobytes()) == frame.tobytes()
-    assert len(set(observed.values())) == len(observed) == len(tables.frames)
-    for number, frame in enumerate(tables.frames.numpy()):
+    (frames,) = tables.frames
+    assert len(set(observed.values())) == len(observed) == len(frames)
+    for number, frame in enumerate(frames.numpy()):
         assert frame.tobytes() == observed[number]
 
 
 @pytest.mark.parametrize("env_id", MAZES)
 def test_every_action_in_every_state_does_what_the_real_one_does(env_id):
-    tables = build_tables(env_id, "symbolic", 3)
+    tables = maze_tables(env_id, "symbolic", 3)
     real = RealMazes(tables, env_id, "symbolic", 3)
     max_steps = real.env.unwrapped.max_steps
     state = torch.arange(tables.first_failure).repeat_interleave(7)
@@ -117,8 +130,8 @@ def test_every_action_in_every_state_does_what_the_real_one_does(env_id):
     next_place = tables.places[envs.state_dict()["state"]].tolist()
     seen = Counter()
     for i in range(len(state)):
-        obs, reward, terminated, truncated = real.step(int(state[i]), int(clock[i]), int(action[i]))
-        assert torch.equal(envs.observations.frames[step.final_obs[i]], torch.from_numpy(obs))
+        (obs,), reward, terminated, truncated = real.step(int(state[i]), int(clock[i]), int(action[i]))
+        assert torch.equal(frames_of(envs, step.final_obs[i]), torch.from_numpy(obs))
         assert step.reward[i] == np.float32(reward)
         assert step.terminated[i] == terminated
         assert step.truncated[i] == (truncated and not terminated)
@@ -142,8 +155,8 @@ def test_tables_and_the_real_package_agree_step_for_step(env_id):
     assert tables.max_episode_steps == real.max_episode_steps == 25
     assert tables.action_space == real.action_space
     assert tables.observations.space == real.observations.space
-    layouts = build_tables(env_id, "rgb", 3).layouts
-    state_at = {tuple(p): i for i, p in enumerate(build_tables(env_id, "rgb", 3).places.tolist())}
+    layouts = maze_tables(env_id, "rgb", 3).layouts
+    state_at = {tuple(p): i for i, p in enumerate(maze_tables(env_id, "rgb", 3).places.tolist())}
 
     def match(episode_over: torch.Tensor) -> None:
         mazes = [env.unwrapped for env in real._envs.envs]
@@ -151,9 +164,6 @@ def test_tables_and_the_real_package_agree_step_for_step(env_id):
         clock = tables.state_dict()["clock"]
         assert (clock[episode_over] == 0).all()
         set_states(tables, torch.tensor(state), clock)
-
-    def frames(envs, numbers):
-        return envs.observations.frames[numbers]
 
     tables.reset()
     real.reset()
@@ -167,14 +177,14 @@ def test_tables_and_the_real_package_agree_step_for_step(env_id):
         for name in ("reward", "terminated", "truncated", "success"):
             assert torch.equal(getattr(a, name), getattr(b, name)), name
             assert getattr(a, name).dtype == getattr(b, name).dtype
-        assert torch.equal(frames(tables, a.final_obs), frames(real, b.final_obs))
+        assert torch.equal(frames_of(tables, a.final_obs), frames_of(real, b.final_obs))
         ended = a.terminated | a.truncated
         for step in (a, b):
             assert torch.equal(step.obs[~ended], step.final_obs[~ended])
         ends += Counter(zip(b.truncated.tolist(), b.success.tolist(), ended.tolist(), strict=True))
         match(ended)
-        current = frames(tables, tables._observation[tables.state_dict()["state"]])
-        assert torch.equal(current, frames(real, b.obs))
+        current = frames_of(tables, tables._observation[tables.state_dict()["state"]])
+        assert torch.equal(current, frames_of(real, b.obs))
     assert ends[True, False, True] and ends[False, False, True]
     if env_id == "MiniGrid-MemoryS7-v0":
         assert ends[False, True, True]
@@ -190,7 +200,7 @@ def start_chances(env_id: str) -> dict[tuple, float]:
 
 @pytest.mark.parametrize("env_id", MAZES)
 def test_start_distribution_is_exact(env_id):
-    tables = build_tables(env_id, "symbolic", 3)
+    tables = maze_tables(env_id, "symbolic", 3)
     chance = torch.diff(tables.start_cdf, prepend=torch.zeros(1, dtype=torch.float64))
     assert tables.start_cdf[-1] == 1
     assert len(set(tables.start_state.tolist())) == len(tables.start_state)
@@ -209,7 +219,7 @@ def test_start_distribution_is_exact(env_id):
 @pytest.mark.parametrize("source", ["tables", "package"])
 def test_resets_are_distributed_as_the_tables_say(source):
     env_id = "MiniGrid-MemoryS13Random-v0"
-    tables = build_tables(env_id, "symbolic", 3)
+    tables = maze_tables(env_id, "symbolic", 3)
     chance = torch.diff(tables.start_cdf, prepend=torch.zeros(1, dtype=torch.float64)).numpy()
     index = {state: i for i, state in enumerate(tables.start_state.tolist())}
     counts = np.zeros(len(chance))
@@ -234,32 +244,33 @@ def test_resets_are_distributed_as_the_tables_say(source):
 
 
 def test_numbering_is_deterministic():
-    first = build_tables("MiniGrid-MemoryS13Random-v0", "rgb", 3)
-    second = build_tables.__wrapped__("MiniGrid-MemoryS13Random-v0", "rgb", 3)
-    assert first is build_tables("MiniGrid-MemoryS13Random-v0", "rgb", 3)
+    first = maze_tables("MiniGrid-MemoryS13Random-v0", "rgb", 3)
+    second = maze_tables.__wrapped__("MiniGrid-MemoryS13Random-v0", "rgb", 3)
+    assert first is maze_tables("MiniGrid-MemoryS13Random-v0", "rgb", 3)
     assert second is not first
-    for name in ("next_state", "observation", "start_state", "start_cdf", "reward", "frames", "places"):
+    for name in ("next_state", "observation", "start_state", "start_cdf", "reward", "pay", "places"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
+    assert torch.equal(first.frames[0], second.frames[0])
 
 
 def test_mazes_that_minigrid_does_not_register_can_be_played():
     for env_id in ("MiniGrid-MemoryS21-v0", "MiniGrid-MemoryS25Random-v0"):
         real = make_real_env(env_id, obs_mode="symbolic")
-        obs, _ = real.reset(seed=1)
+        (obs,), _ = real.reset(seed=1)
         envs = make_envs(env_id, 4, obs_mode="symbolic")
         assert envs.reset().max() < envs.observations.count
         known = envs.observations.count
-        envs.observations.number(obs[None])
+        envs.observations.number((obs[None],))
         assert envs.observations.count == known and envs.observations.distinct
 
 
 def test_smallest_sizes_are_those_the_package_can_draw():
-    MemoryEnv(size=memory_envs.SMALLEST_SIZE).reset(seed=1)
-    MemoryEnv(size=memory_envs.SMALLEST_RANDOM_SIZE, random_length=True).reset(seed=1)
+    MemoryEnv(size=minigrid_memory.SMALLEST_SIZE).reset(seed=1)
+    MemoryEnv(size=minigrid_memory.SMALLEST_RANDOM_SIZE, random_length=True).reset(seed=1)
     with pytest.raises(AssertionError):
-        MemoryEnv(size=memory_envs.SMALLEST_SIZE - 2).reset(seed=1)
+        MemoryEnv(size=minigrid_memory.SMALLEST_SIZE - 2).reset(seed=1)
     with pytest.raises(ValueError):
-        MemoryEnv(size=memory_envs.SMALLEST_RANDOM_SIZE - 2, random_length=True).reset(seed=1)
+        MemoryEnv(size=minigrid_memory.SMALLEST_RANDOM_SIZE - 2, random_length=True).reset(seed=1)
     for name in ("S5", "S7Random"):
         assert make_envs(f"MiniGrid-Memory{name}-v0", 2).reset().shape == (2,)
 
@@ -377,11 +388,13 @@ def test_a_gpu_plays_the_same_episodes_without_waiting():
 
 def test_vector_environment_behaves_as_gymnasiums_own():
     limit = 4
-    envs = gymnasium.make_vec("memory_envs:palmer/MemoryS7-v0", num_envs=3, max_episode_steps=limit)
-    own = SyncVectorEnv(
-        [lambda: make_real_env("MiniGrid-MemoryS7-v0", max_episode_steps=limit)] * 3,
-        autoreset_mode=AutoresetMode.SAME_STEP,
-    )
+    envs = gymnasium.make_vec("tasks:palmer/MemoryS7-v0", num_envs=3, max_episode_steps=limit)
+
+    def package_alone():
+        env = gymnasium.make("MiniGrid-MemoryS7-v0", agent_view_size=3, max_episode_steps=limit)
+        return ImgObsWrapper(RGBImgPartialObsWrapper(env, tile_size=28))
+
+    own = SyncVectorEnv([package_alone] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
     assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     for name in ("observation_space", "action_space", "single_observation_space", "single_action_space"):
         assert getattr(envs, name) == getattr(own, name), name
@@ -411,7 +424,7 @@ def test_vector_environment_behaves_as_gymnasiums_own():
 
 
 def test_vector_environment_gives_final_frames_only_where_an_episode_ended():
-    envs = gymnasium.make_vec("memory_envs:palmer/MemoryS7-v0", num_envs=8, obs_mode="symbolic")
+    envs = gymnasium.make_vec("tasks:palmer/MemoryS7-v0", num_envs=8, obs_mode="symbolic")
     envs.reset(seed=1)
     rng = np.random.default_rng(0)
     some_but_not_all = 0
@@ -432,7 +445,7 @@ def test_vector_environment_gives_final_frames_only_where_an_episode_ended():
 def test_vector_environment_is_seeded_by_reset_and_takes_any_size():
     def first_frames(seed):
         envs = gymnasium.make_vec(
-            "memory_envs:palmer/Memory-v0", num_envs=32, env_id="MiniGrid-MemoryS15Random-v0", agent_view_size=7
+            "tasks:palmer/Memory-v0", num_envs=32, env_id="MiniGrid-MemoryS15Random-v0", agent_view_size=7
         )
         obs, _ = envs.reset(seed=seed)
         steps = [envs.step(np.full(32, FORWARD))[0] for _ in range(3)]
@@ -583,28 +596,28 @@ def test_actions_count_from_zero_and_arrive_as_the_environment_counts_them(space
 def test_cartpole_gives_the_observations_of_gymnasium():
     envs = make_envs("CartPole-v1", 3, seed=7, max_episode_steps=15)
     own = SyncVectorEnv([lambda: gymnasium.make("CartPole-v1", max_episode_steps=15)] * 3, autoreset_mode="SameStep")
-    table = envs.observations
     numbers = envs.reset()
-    np.testing.assert_array_equal(table.frames[numbers].numpy(), own.reset(seed=7)[0])
+    np.testing.assert_array_equal(frames_of(envs, numbers).numpy(), own.reset(seed=7)[0])
     generator = torch.Generator().manual_seed(0)
     truncations = terminations = 0
     for _ in range(60):
         action = torch.randint(2, (3,), generator=generator)
         step = envs.step(action)
         obs, reward, terminated, truncated, infos = own.step(action.numpy())
-        np.testing.assert_array_equal(table.frames[step.obs].numpy(), obs)
+        np.testing.assert_array_equal(frames_of(envs, step.obs).numpy(), obs)
         np.testing.assert_array_equal(step.terminated.numpy(), terminated)
         np.testing.assert_array_equal(step.truncated.numpy(), truncated & ~terminated)
         for i in range(3):
             final = infos["final_obs"][i] if terminated[i] or truncated[i] else obs[i]
-            np.testing.assert_array_equal(table.frames[step.final_obs[i]].numpy(), final)
+            np.testing.assert_array_equal(frames_of(envs, step.final_obs[i]).numpy(), final)
         truncations += step.truncated.sum().item()
         terminations += terminated.sum()
     assert truncations and terminations
 
 
 def test_observations_that_never_repeat_overflow_the_table_and_stay_correct(monkeypatch):
-    monkeypatch.setattr(memory_envs, "GYMNASIUM_CAPACITY", 20)
+    small_table = functools.partial(ObservationTable, capacity=20)
+    monkeypatch.setattr("tasks.envs.ObservationTable", small_table)
     envs = make_envs("CartPole-v1", 4)
     own = SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * 4, autoreset_mode="SameStep")
     assert envs.observations.capacity == 20
@@ -616,7 +629,7 @@ def test_observations_that_never_repeat_overflow_the_table_and_stay_correct(monk
         for _ in range(10):
             obs = envs.step(torch.ones(4, dtype=torch.int64)).obs
             expected = own.step(np.ones(4, dtype=np.int64))[0]
-            np.testing.assert_array_equal(envs.observations.frames[obs].numpy(), expected)
+            np.testing.assert_array_equal(frames_of(envs, obs).numpy(), expected)
     assert not envs.observations.distinct
     assert envs.observations.count < 60
 
@@ -624,7 +637,7 @@ def test_observations_that_never_repeat_overflow_the_table_and_stay_correct(monk
 def test_gymnasium_envs_restart_with_new_episodes_after_loading():
     envs = make_envs("CartPole-v1", 2, seed=3)
     numbers = envs.reset()
-    first = envs.observations.frames[numbers].clone()
+    first = frames_of(envs, numbers).clone()
     envs.step(torch.zeros(2, dtype=torch.int64))
     saved = through_a_file(envs.state_dict())
 
@@ -634,7 +647,7 @@ def test_gymnasium_envs_restart_with_new_episodes_after_loading():
         other.load_state_dict(saved)
         known = other.observations.count
         numbers = other.reset()
-        return known, other.observations.frames[numbers]
+        return known, frames_of(other, numbers)
 
     (known, frames), (_, again) = resumed(3), resumed(9)
     assert known == envs.observations.count
@@ -648,7 +661,7 @@ def test_minigrid_images(agent_view_size, pixels):
         for obs_mode, side in (("rgb", pixels), ("symbolic", agent_view_size)):
             env = make_real_env(env_id, obs_mode=obs_mode, agent_view_size=agent_view_size)
             obs, _ = env.reset(seed=1)
-            assert obs.shape == (side, side, 3) and env.observation_space.contains(obs)
+            assert obs[0].shape == (side, side, 3) and env.observation_space.contains(obs)
 
 
 def test_real_environment_can_be_rendered_for_video():

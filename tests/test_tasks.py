@@ -51,7 +51,7 @@ def test_gymnasium_accepts_it(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", ".*different from the unwrapped version.*")
-        warnings.filterwarnings("ignore", ".*alternative render modes.*")
+        warnings.filterwarnings("ignore", ".*symmetric and normalized.*")  # Pendulum's own actions, -2..2
         # "human", which MiniGrid, CartPole and Pendulum offer, would open a window.
         check_env(env, skip_render_check=name not in OWN)
 
@@ -62,8 +62,10 @@ def test_it_has_a_picture(name):
     env.reset(seed=0)
     before = env.render()
     assert before.dtype == np.uint8 and before.ndim == 3 and before.shape[2] == 3
-    for _ in range(2):
-        env.step(env.action_space.sample() if name in MASKED else 0)
+    action = np.ones(1, np.float32) if name == "PendulumNoVelocity" else 0
+    for _ in range(5):  # enough for CartPole to move by a pixel
+        if any(env.step(action)[2:4]):
+            break
     assert (env.render() != before).any()
     env.close()
 
@@ -136,7 +138,6 @@ def test_tmaze_policies_without_memory(name):
 def test_tmaze_passive_by_hand():
     env = make("TMazePassive", length=4)
     goal = 1 if play(env, lambda seen: RIGHT, seed=3)[0][0][1] > 0 else -1
-    toward = UP if goal > 0 else DOWN
     actions = [RIGHT, LEFT, UP, RIGHT, RIGHT]
     seen, rewards, success = play(env, lambda seen: actions[len(seen) - 1], seed=3)
     # The oracle says it once; going back, it is silent. From the second step on the agent is behind.
@@ -144,12 +145,10 @@ def test_tmaze_passive_by_hand():
     assert rewards == [0.0, -0.25, -0.25, -0.25, 0.0] and not success
 
     env = make("TMazePassive", length=1)
-    assert np.array_equal(
-        play(env, lambda seen: [RIGHT, toward][len(seen) - 1], seed=3)[0], [(0, goal), (1, 0), (1, goal)]
-    )
-    away = DOWN if goal > 0 else UP
-    seen, rewards, success = play(env, lambda seen: [RIGHT, away][len(seen) - 1], seed=3)
-    assert np.array_equal(seen[-1], (1, -goal)) and rewards == [0.0, 0.0] and not success
+    for turn, side in ((UP, 1), (DOWN, -1)):
+        seen, rewards, success = play(env, lambda seen, turn=turn: [RIGHT, turn][len(seen) - 1], seed=3)
+        assert np.array_equal(seen, [(0, goal), (1, 0), (1, side)])
+        assert rewards == [0.0, float(side == goal)] and success == (side == goal)
 
 
 def test_tmaze_active_by_hand():
@@ -311,7 +310,7 @@ def test_noise_is_uniform_clipped_and_new_in_every_picture():
 def test_noise_of_a_seed_is_that_of_no_other():
     env = noisy_minigrid.NoisyPicture(OnePicture())
     first, again, other = (np.array([env.reset(seed=seed)[0], env.step(0)[0]]) for seed in (0, 0, 1))
-    assert np.array_equal(first, again) and (first != other).mean() > 0.9
+    assert np.array_equal(first, again) and (first != other)[:, 4:].mean() > 0.9
     assert (env.reset()[0] != other[0]).any()  # a reset without a seed draws on
 
 
@@ -340,10 +339,10 @@ def test_noisy_maze_of_other_arguments():
     env = make("NoisyMemoryS17Random", size=21, random_length=False, noise=0, agent_view_size=7)
     obs, _ = env.reset(seed=0)
     assert obs.shape == (84, 84, 3) and env.unwrapped.width == 21 and not env.unwrapped.random_length
-    env.reset(seed=0)
-    first = env.step(0)[0]
-    env.reset(seed=1)  # noise 0: only the maze is left, and a turn on the spot shows one of few pictures
-    assert len({env.step(0)[0].tobytes() for _ in range(8)}) == 4 and first.any()
+    turns = [env.step(0)[0] for _ in range(4)]
+    assert (
+        np.array_equal(turns[3], obs) and (turns[0] != obs).any()
+    )  # without noise, a full turn shows the same again
 
 
 @pytest.mark.parametrize("right", [True, False])
