@@ -8,6 +8,14 @@ tables.py          tasks as look-ups;  minigrid_memory.py fills them;  vector_en
 tmaze.py ...       one family of tasks each
 """
 
+from tasks import (  # noqa: F401  (importing them registers their ids)
+    masked_control,
+    noisy_minigrid,
+    parity,
+    recall_xor_parity,
+    tmaze,
+    vector_env,
+)
 from tasks.envs import make_envs
 from tasks.real import TaskArgs, make_real_env
 from tasks.step import Step
