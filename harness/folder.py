@@ -103,6 +103,16 @@ class RunFolder:
             sizes[file.name] = file.stat().st_size
         return sizes
 
+    def say_what_next(self, algo: str, stopped: bool) -> None:
+        """The commands with which a user goes on."""
+        print(f"run       {self.path}   (tensorboard --logdir {self.path.parent})")
+        print(f"model     {self.checkpoint_file}")
+        print(f"evaluate  python evaluate.py --checkpoint {self.checkpoint_file}")
+        if self.videos.exists():
+            print(f"videos    {self.videos}")
+        if stopped:
+            print(f"continue  python ppo_{algo}.py --resume {self.path}")
+
     def close(self) -> None:
         self._metrics.close()
         self._tensorboard.close()

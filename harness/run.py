@@ -89,9 +89,8 @@ class Run:
         self._interrupt.__exit__()
         if isinstance(error, RunError):
             error.args = (f"{error} ({self.step:,} steps were made before.)",)
-            if (
-                self._carry is not None and not self._envs.exact_resume
-            ):  # a table's run goes on bit for bit or not at all
+            # A table's run goes on bit for bit or not at all: its last checkpoint stays.
+            if self._carry is not None and not self._envs.exact_resume:
                 self._save(self._carry)
         if self._folder:
             self._folder.close()
@@ -262,7 +261,7 @@ class Run:
             summary["run_dir"] = str(self._folder.path)
             if not self._stopped:
                 self._final_evaluations(policy, summary)
-            self._say_what_next()
+            self._folder.say_what_next(self.algo, self._stopped)
         self._envs.close()
         return summary
 
@@ -290,13 +289,3 @@ class Run:
             self._folder.log_video(self.step, video)
         names = {"reward": "mean_return", "episode_length": "mean_length", "success_rate": "success_rate"}
         return evaluation, {f"evals/{name}": evaluation[key] for name, key in names.items()}
-
-    def _say_what_next(self) -> None:
-        folder = self._folder
-        print(f"run       {folder.path}   (tensorboard --logdir {folder.path.parent})")
-        print(f"model     {folder.checkpoint_file}")
-        print(f"evaluate  python evaluate.py --checkpoint {folder.checkpoint_file}")
-        if self.args.capture_video:
-            print(f"videos    {folder.videos}")
-        if self._stopped:
-            print(f"continue  python ppo_{self.algo}.py --resume {folder.path}")

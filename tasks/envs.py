@@ -54,11 +54,11 @@ class GymnasiumEnvs:
     def __init__(self, task: TaskArgs, num_envs: int, *, seed: int = 1, device: torch.device | str = "cpu"):
         """Raises InputError as `make_real_env` does, and for whatever the environment's first reset raises."""
         probe = make_real_env(task)
+        self.max_episode_steps = episode_limit(probe)  # before a reset, which may draw one for its episode alone
         try:
             probe.reset(seed=seed)
         except Exception as error:  # whatever an environment of one's own does
             raise InputError(f"--env-id {task.env_id}: its reset fails with {first_line(error)}.") from error
-        self.max_episode_steps = episode_limit(probe)
         self.tells_success = probe.get_wrapper_attr("tells")
         probe.close()
         make_all = [functools.partial(make_real_env, task)] * num_envs

@@ -8,6 +8,8 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from harness.flags import check_args
+from harness.input_error import InputError
 from tasks.envs import make_envs
 from tasks.real import TaskArgs
 
@@ -35,6 +37,11 @@ class MazeVectorEnv(VectorEnv):
         """Arguments as in `TaskArgs`. Raises InputError for wrong ones."""
         self.num_envs = num_envs
         task = TaskArgs(env_id, "{}", "table", obs_mode, agent_view_size, max_episode_steps)
+        check_args(task)
+        if obs_mode not in ("rgb", "symbolic"):
+            raise InputError(f"--obs-mode {obs_mode}: allowed are rgb and symbolic.")
+        if num_envs < 1:
+            raise InputError(f"--num-envs {num_envs}: must be at least 1.")
         self._envs = make_envs(task, num_envs, seed=int(self.np_random.integers(2**31)))
         self._frames = self._envs.observations.frames[0].numpy()
         self.single_observation_space = self._envs.observations.space[0]

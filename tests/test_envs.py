@@ -1,4 +1,4 @@
-"""Environments: tables against the real MiniGrid package, both back ends' conventions, wrong input."""
+"""N environments: tables against the real MiniGrid package, and both back ends' conventions."""
 
 import functools
 import io
@@ -15,12 +15,13 @@ from minigrid.wrappers import ImgObsWrapper, RGBImgPartialObsWrapper
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tasks
+from evaluate import FIRST_SEED
 from harness.input_error import InputError
-from tasks import TaskArgs, minigrid_memory
+from tasks import Step, TaskArgs, minigrid_memory
 from tasks.envs import GymnasiumEnvs, maze_tables
 from tasks.minigrid_memory import MazeTables, agent_place, maze_layout
-from tasks.observations import ObservationTable
-from tasks.tables import TableEnvs
+from tasks.observations import ObservationTable, words
+from tasks.tables import TableEnvs, Tables
 
 LEFT, FORWARD, DONE = 0, 2, 6
 MAZES = {  # layouts, states, distinct 3x3 views, distinct 7x7 views
@@ -126,19 +127,20 @@ def test_every_action_in_every_state_does_what_the_real_one_does(env_id):
     envs = TableEnvs(tables, len(state), limit=None, seed=1)
     assert envs.max_episode_steps == max_steps
     set_states(envs, state, clock)
-    step = envs.step(action)
+    step = Step(*(field.numpy() for field in envs.step(action)))
+    final = frames_of(envs, step.final_obs).numpy()
     next_place = tables.places[envs.state_dict()["state"]].tolist()
     seen = Counter()
-    for i in range(len(state)):
-        (obs,), reward, terminated, truncated = real.step(int(state[i]), int(clock[i]), int(action[i]))
-        assert torch.equal(frames_of(envs, step.final_obs[i]), torch.from_numpy(obs))
+    for i, (number, t, a) in enumerate(zip(state.tolist(), clock.tolist(), action.tolist(), strict=True)):
+        (obs,), reward, terminated, truncated = real.step(number, t, a)
+        assert final[i].tobytes() == obs.tobytes()
         assert step.reward[i] == np.float32(reward)
         assert step.terminated[i] == terminated
         assert step.truncated[i] == (truncated and not terminated)
         assert step.success[i] == (terminated and reward > 0)
         if not (terminated or truncated):
             assert step.obs[i] == step.final_obs[i]
-            assert next_place[i] == [int(tables.places[state[i], 0]), *agent_place(real.env.unwrapped)]
+            assert next_place[i] == [real.places[number][0], *agent_place(real.env.unwrapped)]
         seen[terminated, truncated, reward > 0] += 1
     # An ongoing step, and time-out, failure and success, the last two with and without a time-out.
     kinds = [(0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0), (1, 0, 1), (1, 1, 1)]
@@ -316,6 +318,47 @@ def test_table_envs_continue_bit_for_bit_from_a_saved_state():
     assert all_equal(random_steps(restored, 50, seed=1), expected)
 
 
+# A lamp: 0 dark, 1 lit, 2 broken, 3 sold. It can be switched (action 0) or sold (action 1); whoever sells it dark
+# breaks it. Light costs 0.5 a step and switching 0.25 more; reward is worth less, the later.
+LAMP = Tables(
+    next_state=torch.tensor([[1, 2], [0, 3], [2, 2], [3, 3]]),
+    reward=torch.tensor([[-0.75, -2.0], [-0.25, 4.0], [0.0, 0.0], [0.0, 0.0]]),
+    pay=torch.tensor([9.0, 1.0, 0.5, 0.25, 0.125]),  # after no step, one, ...; four are the limit
+    observation=torch.tensor([0, 1, 2, 2]),
+    first_failure=2,
+    first_success=3,
+    start_state=torch.tensor([0, 1]),
+    start_cdf=torch.tensor([0.25, 1.0], dtype=torch.float64),
+    frames=(torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0]]),),
+    space=spaces.Tuple((spaces.Box(0, 1, (2,)),)),
+)
+
+
+def test_a_table_has_a_reward_for_each_state_and_action_which_falls_with_time():
+    envs = TableEnvs(LAMP, 4, limit=None, seed=1)
+    assert envs.action_space == spaces.Discrete(2) and envs.max_episode_steps == 4 and envs.tells_success
+    set_states(envs, torch.tensor([0, 1, 0, 1]), torch.zeros(4, dtype=torch.int64))
+    actions = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
+    # Environment 0 switches on and off until time is over; 1 switches off, on and sells; 2 breaks; 3 sells at once.
+    reward = torch.tensor([[-0.75, -0.25, -2.0, 4.0], [-0.125, -0.375, 9, 9], [-0.1875, 1.0, 9, 9], [-0.03125, 9, 9, 9]])
+    ends = [(0, 0, 1, 1), (0, 0), (0, 1), (0,)]
+    for t, action in enumerate(actions):
+        running = len(ends[t])
+        step = Step(*(field[:running] for field in envs.step(action)))
+        assert step.reward.tolist() == reward[t, :running].tolist() and step.reward.dtype == torch.float32
+        assert step.terminated.tolist() == [bool(end) for end in ends[t]]
+        assert step.truncated.tolist() == [t == 3] * running
+        assert step.success.tolist() == [(t, i) in ((0, 3), (2, 1)) for i in range(running)]
+    assert step.final_obs.tolist() == [0], "switched on and off twice, it is dark again"
+
+
+def test_a_table_starts_where_and_as_often_as_it_says():
+    envs = TableEnvs(LAMP, 1000, limit=1, seed=1)
+    starts = torch.stack([envs.reset(), *(envs.step(torch.zeros(1000, dtype=torch.int64)).obs for _ in range(20))])
+    assert (starts == 1).float().mean().item() == pytest.approx(0.75, abs=0.01)
+    assert set(starts.flatten().tolist()) == {0, 1}
+
+
 def test_one_environment():
     for backend in ("table", "gymnasium"):
         envs = make_envs("MiniGrid-MemoryS7-v0", 1, backend=backend, max_episode_steps=2)
@@ -423,6 +466,26 @@ def test_vector_environment_behaves_as_gymnasiums_own():
         envs.step(np.array([0, 7, 0]))
 
 
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(env_id="CartPole-v1"), ["--env-backend table", "CartPole-v1"]),
+        (dict(env_id="MiniGrid-MemoryS12-v0"), ["--env-id MiniGrid-MemoryS12-v0", "odd"]),
+        (dict(obs_mode="pixels"), ["--obs-mode pixels", "rgb and symbolic"]),
+        (dict(agent_view_size=4), ["--agent-view-size 4", "odd"]),
+        (dict(agent_view_size=1), ["--agent-view-size 1", "from 3"]),
+        (dict(agent_view_size=85), ["--agent-view-size 85", "83"]),
+        (dict(max_episode_steps=-1), ["--max-episode-steps -1", "from 0"]),
+        (dict(num_envs=0), ["--num-envs 0", "at least 1"]),
+    ],
+)
+def test_vector_environment_names_wrong_arguments_in_one_sentence(settings, words):
+    with pytest.raises(InputError) as error:
+        gymnasium.make_vec("tasks:palmer/Memory-v0", **settings)
+    message = str(error.value)
+    assert all(word in message for word in words) and message.endswith(".") and "\n" not in message
+
+
 def test_vector_environment_gives_final_frames_only_where_an_episode_ended():
     envs = gymnasium.make_vec("tasks:palmer/MemoryS7-v0", num_envs=8, obs_mode="symbolic")
     envs.reset(seed=1)
@@ -492,34 +555,36 @@ def one_hot(size, t):
     return np.eye(size)[t]
 
 
-OBSERVATIONS = {  # space, observation at step t, what becomes of it
-    "discrete": (spaces.Discrete(5), lambda t: t, lambda t: one_hot(5, t)),
+PICTURE = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+OBSERVATIONS = {  # space, observation at step t, the parts that become of it
+    "discrete": (spaces.Discrete(5), lambda t: t, lambda t: [one_hot(5, t)]),
     "multidiscrete": (
         spaces.MultiDiscrete([4, 5]),
         lambda t: np.array([t, t + 1]),
-        lambda t: np.concatenate((one_hot(4, t), one_hot(5, t + 1))),
+        lambda t: [np.concatenate((one_hot(4, t), one_hot(5, t + 1)))],
     ),
     "tuple": (
         spaces.Tuple((spaces.Discrete(4), spaces.Box(0, 9, (2,)))),
         lambda t: (t, np.full(2, t, np.float32)),
-        lambda t: np.concatenate((one_hot(4, t), [t, t])),
+        lambda t: [np.concatenate((one_hot(4, t), [t, t]))],
     ),
     "dict": (
         spaces.Dict({"a": spaces.Discrete(4), "b": spaces.Box(0, 9, (1, 2), np.float64)}),
         lambda t: {"a": t, "b": np.full((1, 2), t / 3)},
-        lambda t: np.concatenate((one_hot(4, t), [t / 3, t / 3])),
+        lambda t: [np.concatenate((one_hot(4, t), [t / 3, t / 3]))],
     ),
     "float64 matrix": (
         spaces.Box(-1e300, 1e300, (2, 2), np.float64),
         lambda t: np.full((2, 2), t / 7),
-        lambda t: np.full(4, t / 7),
+        lambda t: [np.full(4, t / 7)],
     ),
-    "image": (
-        spaces.Box(0, 255, (8, 8, 3), np.uint8),
-        lambda t: np.full((8, 8, 3), t, np.uint8),
-        lambda t: np.full((8, 8, 3), t),
+    "image": (PICTURE, lambda t: np.full((8, 8, 3), t, np.uint8), lambda t: [np.full((8, 8, 3), t)]),
+    "reused buffer": (PICTURE, in_buffer, lambda t: [np.full((8, 8, 3), t)]),
+    "picture, number and text": (
+        spaces.Dict({"number": spaces.Box(0, 9, (1,)), "see": PICTURE, "text": spaces.Text(40)}),
+        lambda t: {"number": np.array([t], np.float32), "see": in_buffer(t), "text": "go " * t},
+        lambda t: [np.full((8, 8, 3), t), [t], [words("go")[0]] * t + [0] * (32 - t)],
     ),
-    "reused buffer": (spaces.Box(0, 255, (8, 8, 3), np.uint8), in_buffer, lambda t: np.full((8, 8, 3), t)),
 }
 
 
@@ -545,16 +610,17 @@ def test_observations_of_any_kind_and_the_true_last_one(kind, toy_id):
     space, observe, expected = OBSERVATIONS[kind]
     envs = make_envs(toy_id(space, observe), 2)
     table = envs.observations
-    image = kind in ("image", "reused buffer")
-    assert isinstance(table.space, spaces.Box)
-    assert table.space.dtype == (np.uint8 if image else np.float32)
-    assert len(table.space.shape) == (3 if image else 1)
-    assert not envs.has_success and not envs.exact_resume and envs.max_episode_steps is None
+    image = kind in ("image", "reused buffer", "picture, number and text")
+    assert isinstance(table.space[0], spaces.Box)
+    assert table.space[0].dtype == (np.uint8 if image else np.float32)
+    assert len(table.space[0].shape) == (3 if image else 1)
+    assert not envs.tells_success and not envs.exact_resume and envs.max_episode_steps is None
 
     def check(numbers, t):
-        frames = table.frames[numbers].numpy()
-        assert frames.dtype == table.space.dtype
-        np.testing.assert_array_equal(frames, np.stack([expected(t).astype(table.space.dtype)] * 2))
+        for part, space, one in zip(table.frames, table.space, expected(t), strict=True):
+            frames = part[numbers].numpy()
+            assert frames.dtype == space.dtype
+            np.testing.assert_array_equal(frames, np.stack([np.asarray(one).astype(space.dtype)] * 2))
 
     check(envs.reset(), 0)
     for _ in range(2):
@@ -582,11 +648,17 @@ def test_an_episode_that_ends_and_runs_out_of_time_at_once_is_terminated(toy_id)
         (spaces.MultiDiscrete([3, 4], start=[1, 5]), [[2, 3], [0, 1]], [[3, 8], [1, 6]]),
         (spaces.Discrete(3), [2, 0], [2, 0]),
         (spaces.Discrete(3, start=-1), [2, 0], [1, -1]),
+        (spaces.MultiDiscrete([[2, 2], [2, 2]]), [[0, 1, 1, 0], [1, 1, 0, 0]], [[[0, 1], [1, 0]], [[1, 1], [0, 0]]]),
+        (spaces.MultiBinary(3), [[0, 1, 1], [1, 0, 0]], [[0, 1, 1], [1, 0, 0]]),
+        # Floats: bounds at -1 and 1, beyond which they are clipped; as they are where there is no bound.
+        (spaces.Box(0, 4, (2,)), [[-1.0, 0.0], [1.0, 9.0]], [[0, 2], [4, 4]]),
+        (spaces.Box(-np.inf, np.inf, (1, 2)), [[-1.0, 0.0], [1.0, 9.0]], [[[-1, 0]], [[1, 9]]]),
     ],
 )
 def test_actions_count_from_zero_and_arrive_as_the_environment_counts_them(space, action, received, toy_id):
     envs = make_envs(toy_id(*OBSERVATIONS["discrete"][:2], action_space=space), 2)
-    assert type(envs.action_space) is type(space) and not np.any(envs.action_space.start)
+    kind = spaces.MultiDiscrete if isinstance(space, spaces.MultiBinary) else type(space)
+    assert type(envs.action_space) is kind and not np.any(getattr(envs.action_space, "start", 0))
     envs.reset()
     envs.step(torch.tensor(action))
     toys = [env.unwrapped for env in envs._envs.envs]
@@ -655,62 +727,8 @@ def test_gymnasium_envs_restart_with_new_episodes_after_loading():
     assert not torch.equal(frames, first)
 
 
-@pytest.mark.parametrize("agent_view_size, pixels", [(3, 84), (5, 80), (7, 84)])
-def test_minigrid_images(agent_view_size, pixels):
-    for env_id in ("MiniGrid-MemoryS7-v0", "MiniGrid-DoorKey-5x5-v0"):
-        for obs_mode, side in (("rgb", pixels), ("symbolic", agent_view_size)):
-            env = make_real_env(env_id, obs_mode=obs_mode, agent_view_size=agent_view_size)
-            obs, _ = env.reset(seed=1)
-            assert obs[0].shape == (side, side, 3) and env.observation_space.contains(obs)
-
-
-def test_real_environment_can_be_rendered_for_video():
-    env = make_real_env("MiniGrid-MemoryS7-v0", render_mode="rgb_array")
-    env.reset(seed=1)
-    assert env.render().ndim == 3
-
-
-# ------------------------------------------------------------------------- wrong input
-
-
-@pytest.mark.parametrize(
-    "settings, words",
-    [
-        (dict(env_id="MiniGrid-MemoryS12-v0"), ["--env-id", "MiniGrid-MemoryS12-v0", "odd", "5 to 65"]),
-        (dict(env_id="MiniGrid-MemoryS3-v0"), ["--env-id", "MiniGrid-MemoryS3-v0", "5 to 65"]),
-        (dict(env_id="MiniGrid-MemoryS5Random-v0"), ["--env-id", "MemoryS5Random-v0", "7 to 65"]),
-        (dict(env_id="MiniGrid-MemoryS67-v0"), ["--env-id", "MiniGrid-MemoryS67-v0", "5 to 65"]),
-        (dict(env_id="CartPoel-v1"), ["--env-id", "CartPoel-v1", "CartPole-v1"]),
-        (dict(env_id="CartPole-v99"), ["--env-id", "CartPole-v99", "CartPole-v1"]),
-        (dict(env_id="no_such_module:Thing-v0"), ["--env-id", "no_such_module:Thing-v0", "registered"]),
-        (dict(env_id="not an id"), ["--env-id", "not an id", "registered"]),
-        (dict(env_id="Pendulum-v1"), ["--env-id", "Pendulum-v1", "Box", "MultiDiscrete"]),
-        (dict(env_id="CartPole-v1", backend="table"), ["--env-backend", "table", "CartPole-v1", "gymnasium"]),
-        (dict(backend="tables"), ["--env-backend", "tables", "auto, table and gymnasium"]),
-        (dict(agent_view_size=4), ["--agent-view-size", "4", "odd"]),
-        (dict(agent_view_size=1), ["--agent-view-size", "1", "from 3"]),
-        (dict(agent_view_size=85), ["--agent-view-size", "85", "83"]),
-        (dict(obs_mode="pixels"), ["--obs-mode", "pixels", "rgb and symbolic"]),
-        (dict(max_episode_steps=-1), ["--max-episode-steps", "-1", "at least 1"]),
-        (dict(num_envs=0), ["--num-envs", "0", "at least 1"]),
-    ],
-)
-@pytest.mark.parametrize("backend", ["auto", "gymnasium"])
-def test_wrong_input_is_named_in_one_sentence(settings, words, backend):
-    arguments = {"env_id": "MiniGrid-MemoryS7-v0", "num_envs": 2, "backend": backend, **settings}
-    with pytest.raises(InputError) as error:
-        make_envs(arguments.pop("env_id"), arguments.pop("num_envs"), **arguments)
-    message = str(error.value)
-    for word in words:
-        assert word in message
-    assert message.endswith(".") and "\n" not in message
-
-
-def test_spaces_that_cannot_be_used_are_refused(toy_id):
-    sequence = toy_id(spaces.Sequence(spaces.Discrete(3)), lambda t: (t,))
-    with pytest.raises(InputError, match=f"--env-id {sequence}: its observations"):
-        make_envs(sequence, 1)
-    for action_space in (spaces.MultiBinary(3), spaces.MultiDiscrete([[2, 2], [2, 2]])):
-        env_id = toy_id(*OBSERVATIONS["discrete"][:2], action_space=action_space)
-        with pytest.raises(InputError, match=f"--env-id {env_id}: its actions"):
-            make_envs(env_id, 1)
+def test_no_seed_of_training_is_one_of_evaluation():
+    envs = make_envs("CartPole-v1", 2, seed=3)
+    for steps in range(200):
+        envs.load_state_dict({**envs.state_dict(), "steps": steps})
+        assert 0 <= envs._reset_seed <= FIRST_SEED - 2
