@@ -42,7 +42,13 @@ setup_env() { # requirements file
     fi
     touch "$unfinished"
     echo "installing $1 into .venv ..." >&2
-    "$PYTHON" -m pip install --disable-pip-version-check -r "$1" >&2
+    # Each file names what it adds to those before it.
+    local file files=()
+    for file in requirements.txt requirements-plots.txt requirements-study.txt requirements-dev.txt; do
+        files+=(-r "$file")
+        if [[ $file == "$1" ]]; then break; fi
+    done
+    "$PYTHON" -m pip install --disable-pip-version-check "${files[@]}" >&2
     echo "$checksum" >"$stamp"
     rm "$unfinished"
 }
