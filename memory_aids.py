@@ -33,6 +33,7 @@ from tasks.observations import GRID_VALUES, Frames, is_grid
 RECENT_EPISODES = 500  # over which shares of episodes are averaged
 CODES = 256  # most codes where observations are not a table's
 NEAR = 0.03  # root mean square difference of looks, up to which two are one code; noise of 30 grey levels makes 0.014
+ASKED = 0.25  # of the steps of a minibatch are asked for an age: it costs less, and teaches as much
 BLOCK = 7  # pixels of a picture that are averaged before looks are compared
 
 
@@ -68,11 +69,18 @@ class MemoryAids:
     together (C, C): share of recent episodes that showed both of two codes.
     """
 
-    def __init__(self, args: MemoryAidArgs, envs: Any, width: int, device: torch.device):
+    def __init__(self, args: Any, envs: Any, width: int, device: torch.device):
+        """args: a script's flags, MemoryAidArgs among them."""
         self.args, self.table = args, envs.observations
-        self.codes = Codes(self.table)
+        # What the agent itself did and earned is no view of the task.
+        self.codes = Codes(self.table, last_step=args.last_action or args.last_reward)
         self.past_steps = args.recall_steps if args.age_coef > 0 else 0  # P, that a rollout keeps
-        self.heads = RecallHeads(width, self.codes.capacity, args.recall_steps).to(device)
+        self.heads = nn.ModuleDict()  # only what is on
+        if args.recall_coef > 0:
+            self.heads["seen"] = SeenHead(width, self.codes.capacity)
+        if args.age_coef > 0:
+            self.heads["age"] = AgeHead(width, args.recall_steps)
+        self.heads.to(device)
         self.together = torch.zeros(self.codes.capacity, self.codes.capacity, device=device)
         self.familiar = self.together.diagonal()
         self.episodes = 0  # that the shares are made of, up to RECENT_EPISODES
@@ -110,26 +118,29 @@ class MemoryAids:
         self._count_episodes(batch.seen[batch.done])
         return batch, carry._replace(episodes=Episodes(seen, novelty))
 
-    def losses(self, memory: Tensor, frames: Tensor, obs: Tensor, batch: Any) -> dict[str, tuple[Tensor, float]]:
-        """Call once a minibatch -> each loss with its coefficient.
-
-        memory: z (T, B, D). frames (K, D): encodings of the frames that past and present show; obs (P + T, B):
-        number of each step's frame among them, the T present steps behind the P past ones.
-        """
+    def losses(self, policy: Any, memory: Tensor, batch: Any) -> dict[str, tuple[Tensor, float]]:
+        """Call once a minibatch, memory: z (T, B, D) -> each loss with its coefficient."""
         losses = {}
         if self.args.recall_coef > 0:
-            loss = recall_loss(self.heads.seen(memory), batch.seen, self.familiar)
+            loss = recall_loss(self.heads["seen"](memory), batch.seen, self.familiar)
             losses["recall_loss"] = loss, self.args.recall_coef
         if self.args.age_coef > 0:
-            T = len(memory)
-            position, _ = episode_clock(batch.state.clock, batch.episode_start)
-            age = draw_ages(position, len(obs) - T, self.args.recall_steps)
-            target = obs.gather(0, torch.arange(len(obs) - T, len(obs), device=obs.device)[:, None] - age)
-            logits = self.heads.by_age(memory, age, frames)
-            loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-            asked = (age > 0).flatten()
-            losses["age_loss"] = (loss * asked).sum() / asked.sum().clamp_min(1), self.args.age_coef
+            losses["age_loss"] = self._age_loss(policy, memory, batch), self.args.age_coef
         return losses
+
+    def _age_loss(self, policy: Any, memory: Tensor, batch: Any) -> Tensor:
+        """Cross-entropy of "which frame was shown k steps ago?", asked at some steps, among the answers to all."""
+        position, _ = episode_clock(batch.state.clock, batch.episode_start)
+        age = draw_ages(position, len(batch.past), self.args.recall_steps)
+        steps = torch.arange(len(age), device=age.device)[:, None] + len(batch.past)
+        answer = torch.cat((batch.past, batch.obs)).gather(0, steps - age)
+        asked = torch.randint(age.numel(), (math.ceil(age.numel() * ASKED),), device=age.device)
+        age, answer, z = age.flatten()[asked], answer.flatten()[asked], memory.flatten(0, 1)[asked]
+        frames, index = self.table.distinct_frames(answer, policy.fixed_shapes)
+        with torch.no_grad():  # encodings would learn to be told apart, not to be remembered
+            candidates = policy.encoder(frames)
+        loss = F.cross_entropy(self.heads["age"](z, age, candidates), index, reduction="none")
+        return (loss * (age > 0)).sum() / (age > 0).sum().clamp_min(1)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -154,28 +165,32 @@ class MemoryAids:
         self.episodes = min(self.episodes + ended, RECENT_EPISODES)
 
 
-class RecallHeads(nn.Module):
-    """What is asked of the memory vector z (T, B, D)."""
+class SeenHead(nn.Linear):
+    """Memory z (..., D) -> logits (..., C) of "code c was met in this episode"."""
 
-    def __init__(self, width: int, codes: int, ages: int):
+    def __init__(self, width: int, codes: int):
+        super().__init__(width, codes)
+        nn.init.orthogonal_(self.weight, 0.1)
+        nn.init.zeros_(self.bias)
+
+
+class AgeHead(nn.Module):
+    """Which frame was shown k steps ago?
+
+    logit(c) = query . key(c) / sqrt(D),  query = MLP(W z * e_k + z),  key(c) = W LayerNorm(encoding of frame c)
+    """
+
+    def __init__(self, width: int, ages: int):
         super().__init__()
-        self.seen = nn.Linear(width, codes)
-        nn.init.orthogonal_(self.seen.weight, 0.1)
-        nn.init.zeros_(self.seen.bias)
         self.age = nn.Embedding(ages + 1, width)
         self.held = nn.Linear(width, width)
         self.query = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
-        self.norm = nn.LayerNorm(width)
-        self.key = nn.Linear(width, width)
+        self.key = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
 
-    def by_age(self, z: Tensor, age: Tensor, frames: Tensor) -> Tensor:
-        """z (T, B, D), age (T, B), frames (K, D) -> logits (T, B, K) of "this frame was shown `age` steps ago".
-
-        The frames' encodings get no gradient: they would learn to be told apart, not to be remembered.
-        """
+    def forward(self, z: Tensor, age: Tensor, frames: Tensor) -> Tensor:
+        """z (Q, D), age (Q,), encoded frames (K, D) -> logits (Q, K)."""
         query = self.query(self.held(z) * self.age(age) + z)
-        key = self.key(self.norm(frames.detach()))
-        return query @ key.T / math.sqrt(z.shape[-1])
+        return query @ self.key(frames).T / math.sqrt(z.shape[-1])
 
 
 def draw_ages(position: Tensor, past: int, most: int) -> Tensor:
@@ -253,8 +268,10 @@ class Codes:
     capacity: largest number of codes.
     """
 
-    def __init__(self, table: Any):
+    def __init__(self, table: Any, last_step: bool = False):
+        """last_step: the last part of a frame is the agent's last action and reward, at which codes do not look."""
         self.table, self.exact = table, table.complete
+        self.parts = len(table.space) - last_step
         self.capacity = table.count if self.exact else CODES
         self.near = 0.0
         self.prototypes: Tensor | None = None  # (C', F) looks
@@ -270,7 +287,7 @@ class Codes:
         if restart:
             self.near, self.prototypes, self._code_of = NEAR, None, self._code_of[:0]
         if self.prototypes is None:
-            vectors = [part.float() for part in self.table.frames if part.ndim == 2]
+            vectors = [part.float() for part in self.table.frames[: self.parts] if part.ndim == 2]
             self.spread = gather([vector.std(0, correction=0).clamp_min(1e-6) for vector in vectors])[0]
         known = len(self._code_of)
         looks = self._looks(tuple(part[known:] for part in self.table.frames))
@@ -285,11 +302,10 @@ class Codes:
         return code_of, restart
 
     def state_dict(self) -> dict[str, Any]:
-        return {"near": self.near, "prototypes": self.prototypes, "spread": self.spread, "code_of": self._code_of}
+        return {"near": self.near, "prototypes": self.prototypes, "spread": self.spread}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.near, self.prototypes, self.spread = state["near"], state["prototypes"], state["spread"]
-        self._code_of = state["code_of"]
 
     def _nearest(self, looks: Tensor) -> tuple[Tensor, Tensor]:
         """Number of the nearest prototype of each look, and their distance."""
@@ -312,7 +328,7 @@ class Codes:
         Each part counts as much as any other: the square of a distance is the sum of their mean squares.
         """
         looks, spread = [], iter(self.spread)
-        for part, space in zip(frames, self.table.space, strict=True):
+        for part, space in zip(frames[: self.parts], self.table.space, strict=False):
             if part.ndim == 4 and is_grid(space):
                 look = F.one_hot(part.long(), max(GRID_VALUES)).flatten(1).float()
             elif part.ndim == 4:

@@ -295,9 +295,8 @@ def minibatch_step(
     ent_coef: Tensor,
 ) -> dict[str, Tensor]:
     """One gradient step of PPO on T steps of B environments -> its losses, each a number."""
-    frames, obs = table.distinct_frames(torch.cat((batch.past, batch.obs)), policy.fixed_shapes)
-    encoded = policy.encoder(frames)
-    output, _ = policy.act(F.embedding(obs[len(batch.past) :], encoded), batch.state, batch.episode_start)
+    frames, obs = table.distinct_frames(batch.obs, policy.fixed_shapes)
+    output, _ = policy.act(F.embedding(obs, policy.encoder(frames)), batch.state, batch.episode_start)
     distribution = policy.distribution(output.logits)
     logratio = distribution.log_prob(batch.action) - batch.logprob
     ratio = logratio.exp()
@@ -314,7 +313,7 @@ def minibatch_step(
     entropy = distribution.entropy().mean()
     loss = policy_loss + args.vf_coef * value_loss - ent_coef * entropy
     losses = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
-    for name, (aid_loss, coefficient) in aids.losses(output.memory, encoded, obs, batch).items():
+    for name, (aid_loss, coefficient) in aids.losses(policy, output.memory, batch).items():
         losses[name] = aid_loss
         loss = loss + coefficient * aid_loss
 

@@ -127,8 +127,8 @@ class GymnasiumEnvs:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The numbered observations, and what it takes to continue with episodes not played before."""
-        return {"seed": self._seed, "steps": self._steps, "observations": self.observations.state_dict()}
+        """What it takes to continue with episodes not played before."""
+        return {"seed": self._seed, "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave; call `reset` next."""
@@ -136,7 +136,6 @@ class GymnasiumEnvs:
         # Seeding with the first seed again would replay the episodes of the beginning.
         drawn = np.random.SeedSequence([self._seed, self._steps]).generate_state(1)[0]
         self._reset_seed = int(drawn) % (LARGEST_SEED - self.num_envs)
-        self.observations.load_state_dict(state["observations"])
 
     def close(self) -> None:
         self._envs.close()

@@ -10,6 +10,7 @@ Shape letters: N environments, B frames of a batch, K frames of a table, D width
 """
 
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,18 +57,28 @@ def plain_space(space: Space) -> spaces.Tuple:
     return spaces.Tuple((*pictures, *vectors, *texts))
 
 
-def plain_observation(space: Space, obs: Any) -> tuple[np.ndarray, ...]:
-    """An observation in `space` -> its parts, in the order of `plain_space`; copies, as buffers may be used again."""
-    pictures, texts, vectors = [], [], []
-    for leaf, value in zip(leaves(space), leaves(space, obs), strict=True):
-        kind = kind_of(leaf)
-        if kind == "picture":
-            pictures.append(channels_last(np.array(value, dtype=picture_dtype(leaf))))
-        elif kind == "words":
-            texts.append(words(value))
-        else:
-            vectors.append(np.array(spaces.flatten(leaf, value), dtype=np.float32))
-    return (*pictures, *([np.concatenate(vectors)] if vectors else []), *texts)
+def plain_observation(space: Space) -> Callable[[Any], tuple[np.ndarray, ...]]:
+    """What makes an observation its parts, in the order of `plain_space`; copies, as buffers are used again."""
+    # Decided once, not at every step.
+    kinds, parts = [kind_of(leaf) for leaf in leaves(space)], leaves(space)
+    dtypes = [
+        picture_dtype(leaf) if kind == "picture" else np.float32 for leaf, kind in zip(parts, kinds, strict=True)
+    ]
+    if kinds == ["vector"] and isinstance(space, spaces.Box):
+        return lambda obs: (np.array(obs, dtype=np.float32).reshape(-1),)
+
+    def plain(obs: Any) -> tuple[np.ndarray, ...]:
+        pictures, texts, vectors = [], [], []
+        for leaf, kind, dtype, value in zip(parts, kinds, dtypes, leaves(space, obs), strict=True):
+            if kind == "picture":
+                pictures.append(channels_last(np.array(value, dtype=dtype)))
+            elif kind == "words":
+                texts.append(words(value))
+            else:
+                vectors.append(np.asarray(spaces.flatten(leaf, value), dtype=dtype))
+        return (*pictures, *([np.concatenate(vectors)] if vectors else []), *texts)
+
+    return plain
 
 
 def leaves(space: Space, *obs: Any) -> list:
@@ -105,14 +116,18 @@ def grid_space(side: int) -> spaces.Box:
 def channels_last(picture: np.ndarray) -> np.ndarray:
     """(h, w), (h, w, c), (c, h, w), or stacked (s, h, w), (s, h, w, c), (s, c, h, w) -> (h, w, channels).
 
-    The axis of channels, and that of a stack, is the shortest.
+    Where two neighbouring axes are as long, they are the picture's; else the axis of channels, and that of a stack,
+    is the shorter of the first and the last.
     """
     if picture.ndim == 4:
         stacked = [channels_last(one) for one in picture]
         return np.concatenate(stacked, -1)
     if picture.ndim == 2:
         return picture[..., None]
-    return picture.transpose(1, 2, 0) if picture.shape[0] < picture.shape[2] else picture
+    first, middle, last = picture.shape
+    square = (first == middle) != (middle == last)  # small ones, as of a grid, may have more channels than pixels
+    channels_first = middle == last if square else first < last
+    return picture.transpose(1, 2, 0) if channels_first else picture
 
 
 def picture_dtype(space: spaces.Box) -> type:
@@ -157,11 +172,15 @@ class ObservationTable:
         self.space = space
         self.capacity = capacity
         self.complete = frames is not None
-        self._empty = tuple(
-            torch.empty((0, *part.shape), dtype=torch.from_numpy(np.empty(0, part.dtype)).dtype, device=device)
-            for part in space
-        )
-        self._fill(self._empty if frames is None else frames, distinct=True)
+        if frames is None:
+            dtypes = [torch.from_numpy(np.empty(0, part.dtype)).dtype for part in space]
+            frames = tuple(
+                torch.empty((0, *part.shape), dtype=dtype, device=device)
+                for part, dtype in zip(space, dtypes, strict=True)
+            )
+        self._storage, self.count, self.distinct = frames, len(frames[0]), True
+        arrays = tuple(part.cpu().numpy() for part in frames)
+        self._number_of = {key: number for number, key in enumerate(keys(arrays))}
 
     @property
     def frames(self) -> Frames:
@@ -210,21 +229,6 @@ class ObservationTable:
             return self.frames, obs
         numbers, index = obs.unique(return_inverse=True)
         return tuple(part[numbers] for part in self.frames), index
-
-    def state_dict(self) -> dict[str, Any]:
-        """The frames by number; none once numbers are not distinct, as those do not outlive a rollout."""
-        frames = self.frames if self.distinct else self._empty
-        return {"frames": [part.cpu().clone() for part in frames], "distinct": self.distinct}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
-        device = self._empty[0].device
-        self._fill(tuple(part.to(device, copy=True) for part in state["frames"]), distinct=state["distinct"])
-
-    def _fill(self, frames: Frames, distinct: bool) -> None:
-        self._storage, self.count, self.distinct = frames, len(frames[0]), distinct
-        arrays = tuple(part.cpu().numpy() for part in frames)
-        self._number_of = {key: number for number, key in enumerate(keys(arrays))}
 
     def _append(self, batch: tuple[np.ndarray, ...]) -> Tensor:
         first, self.count = self.count, self.count + len(batch[0])

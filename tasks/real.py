@@ -75,7 +75,7 @@ def make_real_env(task: TaskArgs, render_mode: str | None = None) -> gymnasium.E
             "see --env-kwargs for its arguments."
         ) from error
     env = Success(env)
-    if isinstance(env.unwrapped, MiniGridEnv) and is_minigrid_view(env.observation_space):
+    if isinstance(env.unwrapped, MiniGridEnv) and is_minigrid_view(env):
         env = with_view(env, task.obs_mode, task.agent_view_size)
     env = with_plain_actions(with_plain_observations(env, task.env_id), task.env_id)
     return LastStep(env, task.last_action, task.last_reward) if task.last_action or task.last_reward else env
@@ -154,9 +154,10 @@ class Success(gymnasium.Wrapper):
         return obs, reward, terminated, truncated, {"is_success": success}
 
 
-def is_minigrid_view(space: gymnasium.Space) -> bool:
-    """Has nothing been made yet of what MiniGrid gives?"""
-    return isinstance(space, spaces.Dict) and "image" in space.spaces
+def is_minigrid_view(env: gymnasium.Env) -> bool:
+    """Has nothing been made yet of what MiniGrid gives? A wrapper that did would have a space of its own."""
+    space = env.observation_space
+    return space is env.unwrapped.observation_space and isinstance(space, spaces.Dict) and "image" in space.spaces
 
 
 def with_view(env: gymnasium.Env, obs_mode: str, agent_view_size: int) -> gymnasium.Env:
@@ -188,7 +189,7 @@ def with_plain_observations(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
             f"--env-id {env_id}: its observations are {space}, of which {error}; allowed are pictures, numbers, "
             "texts, and Dicts and Tuples of them."
         ) from error
-    return TransformObservation(env, lambda obs: plain_observation(space, obs), parts)
+    return TransformObservation(env, plain_observation(space), parts)
 
 
 def with_plain_actions(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
@@ -236,7 +237,8 @@ class LastStep(gymnasium.Wrapper):
         self._action, self._reward = action, reward
         numbers = spaces.flatten_space(env.action_space) if action else spaces.Box(0, 0, (0,))
         unbounded = np.full(int(reward), np.inf, np.float32)
-        low, high = np.concatenate((numbers.low, -unbounded)), np.concatenate((numbers.high, unbounded))
+        low = np.concatenate((numbers.low, -unbounded)).astype(np.float32)
+        high = np.concatenate((numbers.high, unbounded)).astype(np.float32)
         self._zero = np.zeros(len(low), np.float32)
         self.observation_space = spaces.Tuple((*env.observation_space, spaces.Box(low, high, dtype=np.float32)))
 

@@ -1,27 +1,34 @@
 """The three policies: one forward for a step and a segment, and memory that sees exactly what it may."""
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from gymnasium import spaces
-from input_error import InputError
 
 import palmer_policy
 import ppo_lstm
 import ppo_palmer
 import ppo_trxl
+from harness.input_error import InputError
 from palmer_policy import (
-    ActionDistribution,
     AdaptiveGate,
+    Categoricals,
+    Gaussians,
     KeyValueCache,
     LSTMMemory,
     LSTMScan,
+    MemoryState,
     ObservationEncoder,
     TransformerMemory,
+    episode_clock,
+    make_policy,
 )
+from tasks.observations import grid_space, plain_observation, plain_space
 
 SCRIPTS = [ppo_palmer, ppo_lstm, ppo_trxl]
 WITH_TRANSFORMER = [ppo_palmer, ppo_trxl]
-VECTOR = spaces.Box(-1, 1, (5,))
+VECTOR = spaces.Tuple((spaces.Box(-1, 1, (5,)),))
 M = 6
 
 
@@ -32,7 +39,7 @@ def small_policy(script, **flags):
     for name, value in flags.items():
         if hasattr(args, name):
             setattr(args, name, value)
-    policy = script.make_agent(args, VECTOR, spaces.Discrete(3), num_observations=7)
+    policy = make_policy(script.ALGO, vars(args), VECTOR, spaces.Discrete(3))
     torch.nn.init.normal_(policy.actor.weight)  # its usual start is too small to show differences
     return policy
 
@@ -40,7 +47,7 @@ def small_policy(script, **flags):
 def carried_state(policy, B):
     """The state after a first segment with episode starts of its own, longer than the memory."""
     with torch.no_grad():
-        return policy(torch.randn(13, B, 5), policy.initial_state(B), torch.rand(13, B) < 0.15)[1]
+        return policy((torch.randn(13, B, 5),), policy.initial_state(B), torch.rand(13, B) < 0.15)[1]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -53,10 +60,10 @@ def test_step_by_step_equals_segment(script, B, positions):
     start[3, 0] = True
     start[-2, 0] = True
     state = carried_state(policy, B)
-    segment, after_segment = policy(obs, state, start)
+    segment, after_segment = policy((obs,), state, start)
     steps = []
     for t in range(T):
-        output, state = policy(obs[t : t + 1], state, start[t : t + 1])
+        output, state = policy((obs[t : t + 1],), state, start[t : t + 1])
         steps.append(output)
     for name in ("logits", "value", "memory"):
         stepped = torch.cat([getattr(output, name) for output in steps])
@@ -72,11 +79,11 @@ def test_what_differs_between_step_and_segment_is_rounding(script, positions):
     """In float64 the two agree nine digits further: no approximation is left that float32 would hide."""
     policy = small_policy(script, positions=positions).double()
     obs, start = torch.randn(40, 3, 5, dtype=torch.float64), torch.rand(40, 3) < 0.1
-    state = policy(obs.flip(0), policy.initial_state(3), start.flip(0))[1]
-    segment = policy(obs, state, start)[0]
+    state = policy((obs.flip(0),), policy.initial_state(3), start.flip(0))[1]
+    segment = policy((obs,), state, start)[0]
     assert segment.logits.dtype == torch.float64
     for t in range(40):
-        output, state = policy(obs[t : t + 1], state, start[t : t + 1])
+        output, state = policy((obs[t : t + 1],), state, start[t : t + 1])
         torch.testing.assert_close(output.logits[0], segment.logits[t], atol=1e-13, rtol=0)
         torch.testing.assert_close(output.value[0], segment.value[t], atol=1e-13, rtol=0)
 
@@ -89,8 +96,8 @@ def test_state_is_never_changed_in_place(script, learning):
     before = state.tensors()
     obs, start = torch.randn(4, 3, 5), torch.zeros(4, 3, dtype=torch.bool)
     with torch.set_grad_enabled(learning):
-        first = policy(obs, state, start)[0]
-        second = policy(obs, state, start)[0]
+        first = policy((obs,), state, start)[0]
+        second = policy((obs,), state, start)[0]
     for part, copy in zip(state.tensors(), before, strict=True):
         assert torch.equal(part, copy)
     assert torch.equal(first.logits, second.logits)
@@ -102,14 +109,14 @@ def test_a_state_can_be_carried_on_along_two_branches(script):
     """Step by step, where the branches would write their keys and values into the same buffer."""
     policy = small_policy(script)
     obs, start = torch.randn(2, 30, 1, 3, 5), torch.zeros(1, 3, dtype=torch.bool)
-    root = policy(obs[0, 0], policy.initial_state(3), start)[1]
-    root = policy(obs[0, 1], root, start)[1]  # its buffer has room left
+    root = policy((obs[0, 0],), policy.initial_state(3), start)[1]
+    root = policy((obs[0, 1],), root, start)[1]  # its buffer has room left
     no_start = start.expand(30, 3)
-    alone = [policy(branch.flatten(0, 1), root, no_start)[0].memory for branch in obs]
+    alone = [policy((branch.flatten(0, 1),), root, no_start)[0].memory for branch in obs]
     one = two = root
     for t in range(30):  # turn by turn
-        seen_by_one, one = policy(obs[0, t], one, start)
-        seen_by_two, two = policy(obs[1, t], two, start)
+        seen_by_one, one = policy((obs[0, t],), one, start)
+        seen_by_two, two = policy((obs[1, t],), two, start)
         torch.testing.assert_close(seen_by_one.memory[0], alone[0][t], atol=1e-5, rtol=0)
         torch.testing.assert_close(seen_by_two.memory[0], alone[1][t], atol=1e-5, rtol=0)
 
@@ -142,7 +149,7 @@ def test_nothing_leaks_from_the_future_other_episodes_or_environments(script):
     start[reset, 0] = True
     changed = obs.clone()
     changed[t, 0] += 1.0
-    a, b = policy(obs, state, start)[0].memory, policy(changed, state, start)[0].memory
+    a, b = policy((obs,), state, start)[0].memory, policy((changed,), state, start)[0].memory
     difference = (a - b).abs().amax(-1)  # (T, B)
     assert difference[:t, 0].max() < 1e-6, "a step sees the future"
     assert difference[reset:, 0].max() < 1e-6, "an episode sees the one before it"
@@ -155,8 +162,8 @@ def test_an_episode_start_empties_the_carried_state(script):
     policy = small_policy(script)
     obs, start = torch.randn(5, 2, 5), torch.zeros(5, 2, dtype=torch.bool)
     start[0] = True
-    fresh = policy(obs, policy.initial_state(2), start)[0].logits
-    torch.testing.assert_close(policy(obs, carried_state(policy, 2), start)[0].logits, fresh, atol=1e-6, rtol=0)
+    fresh = policy((obs,), policy.initial_state(2), start)[0].logits
+    torch.testing.assert_close(policy((obs,), carried_state(policy, 2), start)[0].logits, fresh, atol=1e-6, rtol=0)
 
 
 def test_one_transformer_layer_sees_exactly_the_last_M_steps():
@@ -165,7 +172,9 @@ def test_one_transformer_layer_sees_exactly_the_last_M_steps():
     changed = obs.clone()
     changed[4] += 1.0
     state = policy.initial_state(1)
-    difference = (policy(obs, state, start)[0].memory - policy(changed, state, start)[0].memory).abs().amax((1, 2))
+    difference = (
+        (policy((obs,), state, start)[0].memory - policy((changed,), state, start)[0].memory).abs().amax((1, 2))
+    )
     assert difference[4 : 4 + M].min() > 1e-5
     assert difference[4 + M :].max() < 1e-6
 
@@ -175,7 +184,7 @@ def test_one_transformer_layer_sees_exactly_the_last_M_steps():
 def test_gradient_reaches_the_cue(script, back):
     policy = small_policy(script)
     obs, start = torch.randn(20, 2, 5, requires_grad=True), torch.zeros(20, 2, dtype=torch.bool)
-    output, _ = policy(obs, carried_state(policy, 2), start)
+    output, _ = policy((obs,), carried_state(policy, 2), start)
     output.logits[-1, 0].sum().backward()
     assert obs.grad[-1 - back, 0].abs().max() > 1e-6
     assert obs.grad[:, 1].abs().max() == 0
@@ -186,16 +195,16 @@ def test_blocks_of_queries_change_nothing(script, monkeypatch):
     policy = small_policy(script)
     state = carried_state(policy, 3)
     obs, start = torch.randn(23, 3, 5), torch.rand(23, 3) < 0.1
-    whole = policy(obs, state, start)[0].logits
+    whole = policy((obs,), state, start)[0].logits
     monkeypatch.setattr(palmer_policy, "QUERY_BLOCK", 4)
-    torch.testing.assert_close(policy(obs, state, start)[0].logits, whole, atol=2e-5, rtol=0)
+    torch.testing.assert_close(policy((obs,), state, start)[0].logits, whole, atol=2e-5, rtol=0)
 
 
 def test_attention_mask_by_hand():
     """The example drawn in TransformerMemory.attention_blocks."""
     memory = TransformerMemory(width=8, layers=1, heads=2, memory_length=3, ff_width=8)
     clock, start = torch.tensor([2]), torch.tensor([[0], [0], [1], [0]]).bool()
-    position, first = palmer_policy.episode_clock(clock, start)
+    position, first = episode_clock(clock, start)
     assert position[:, 0].tolist() == [2, 3, 0, 1]
     ((queries, keys, mask),) = memory.attention_blocks(first, C=2)
     assert (queries, keys) == (slice(0, 4), slice(0, 6))
@@ -209,7 +218,7 @@ def test_an_unused_memory_costs_nothing(script):
     policy = small_policy(script, memory_length=10_000)
     start = torch.zeros(9, 2, dtype=torch.bool)
     start[4], start[6, 0] = True, True
-    state = policy(torch.randn(9, 2, 5), policy.initial_state(2), start)[1]
+    state = policy((torch.randn(9, 2, 5),), policy.initial_state(2), start)[1]
     assert [len(kv) for kv in state.cache] == [5, 5]
 
 
@@ -257,29 +266,73 @@ def test_gate_blends_element_by_element_and_keeps_its_floor():
     torch.testing.assert_close(z, (a + b) / 2)
 
 
+def encode(space, *observations, width=16):
+    """Any observations -> their encodings, and the encoder."""
+    torch.manual_seed(0)
+    plain = [plain_observation(space, obs) for obs in observations]
+    frames = tuple(torch.from_numpy(np.stack(parts)) for parts in zip(*plain, strict=True))
+    encoder = ObservationEncoder(plain_space(space), width, "patch", None)
+    return encoder(frames), encoder, frames
+
+
 @pytest.mark.parametrize(
     "space, kind",
     [
-        (spaces.Box(0, 255, (84, 84, 3), "uint8"), "image"),
-        (spaces.Box(0, 255, (3, 3, 3), "uint8"), "grid"),
-        (spaces.Box(0, 255, (7, 7, 3), "uint8"), "grid"),
+        (spaces.Box(0, 255, (84, 84, 3), "uint8"), "picture"),
+        (spaces.Box(0, 255, (84, 84), "uint8"), "picture"),
+        (spaces.Box(0, 255, (24, 24, 3), "uint8"), "picture"),
+        (spaces.Box(0, 255, (8, 8, 3), "uint8"), "picture"),
+        (spaces.Box(0, 1, (9, 40, 2)), "picture"),
+        (grid_space(3), "grid"),
+        (grid_space(7), "grid"),
         (spaces.Box(-1, 1, (4,)), "vector"),
+        (spaces.Box(-1, 1, (4, 4)), "vector"),
+        (spaces.Text(20), "words"),
     ],
 )
 def test_encoder_kinds(space, kind):
-    encoder = ObservationEncoder(space, width=16)
-    obs = torch.zeros(2, *space.shape, dtype=torch.uint8 if kind != "vector" else torch.float32)
-    obs[1, 0] = 1
-    x = encoder(obs)
-    assert encoder.kind == kind and x.shape == (2, 16)
+    observations = ["go left", "go right"]
+    if kind != "words":
+        observations = [np.zeros(space.shape, space.dtype), np.zeros(space.shape, space.dtype)]
+        observations[1][0] = 1
+    x, encoder, frames = encode(space, *observations)
+    assert encoder.parts[0].kind == kind and x.shape == (2, 16)
     assert not torch.equal(x[0], x[1])
-    torch.testing.assert_close(encoder.double()(obs), x.double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoder.double()(frames), x.double(), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("space", [spaces.Box(0, 255, (24, 24, 3), "uint8"), spaces.Box(-1, 1, (4, 4))])
-def test_encoder_refuses_other_observations(space):
-    with pytest.raises(InputError, match="--env-id"):
-        ObservationEncoder(space, width=16)
+@pytest.mark.parametrize("kind", ["cells", "pixels"])
+def test_codes_of_cells_are_one_hot_and_pixels_are_shades(kind):
+    """What tells them apart is the space's bounds, not the picture's size."""
+    space = grid_space(7) if kind == "cells" else spaces.Box(0, 255, (7, 7, 3), "uint8")
+    picture = np.zeros((7, 7, 3), np.uint8)
+    picture[2, 2] = 3
+    planes = []
+    _, encoder, frames = encode(space, picture)
+    encoder.parts[0].net.register_forward_pre_hook(lambda _, inputs: planes.append(inputs[0]))
+    encoder(frames)
+    if kind == "cells":
+        assert planes[0].shape == (1, 11 + 6 + 4, 7, 7) and set(planes[0].flatten().tolist()) == {0, 1}
+        assert planes[0][0, :, 2, 2].nonzero().flatten().tolist() == [3, 11 + 3, 17 + 3]
+    else:
+        assert planes[0].shape == (1, 3, 7, 7)
+        torch.testing.assert_close(planes[0][0, :, 2, 2], torch.full((3,), 3 / 255))
+
+
+@pytest.mark.parametrize("space", [spaces.Box(0, 255, (9, 9, 3)), spaces.Box(0, 255, (9, 9, 3), "uint8")])
+def test_encoding_leaves_the_frames_as_they_are(space):
+    x, encoder, frames = encode(space, np.full((9, 9, 3), 200, space.dtype))
+    assert (frames[0] == 200).all()
+    assert torch.equal(encoder(frames), x)
+
+
+def test_every_part_of_an_observation_is_seen():
+    space = spaces.Dict(see=spaces.Box(0, 255, (9, 9), "uint8"), feel=spaces.Box(-1, 1, (2,)), hear=spaces.Text(20))
+    one = {"see": np.zeros((9, 9), np.uint8), "feel": np.zeros(2, np.float32), "hear": "left"}
+    others = [one | {"see": np.full((9, 9), 99, np.uint8)}, one | {"feel": np.ones(2, np.float32)}]
+    x, _, _ = encode(space, one, *others, one | {"hear": "right"}, one)
+    assert x.shape == (5, 16) and torch.equal(x[0], x[4])
+    assert (x[1:4] - x[0]).abs().amax(1).min() > 1e-3
 
 
 def test_heads_must_divide_width():
@@ -293,9 +346,12 @@ def test_encoding_distinct_observations_once_is_exact():
     frames, index = torch.randn(4, 5), torch.randint(4, (12, 3))
     state, start = policy.initial_state(3), torch.rand(12, 3) < 0.2
     outputs, gradients = [], []
-    for obs, obs_index in ((frames[index], None), (frames, index)):
+    for once in (False, True):
         policy.zero_grad()
-        output, _ = policy(obs, state, start, obs_index)
+        if once:
+            output, _ = policy.act(F.embedding(index, policy.encoder((frames,))), state, start)
+        else:
+            output, _ = policy((frames[index],), state, start)
         (output.logits.square().sum() + output.value.sum()).backward()
         outputs.append(output.logits)
         gradients.append([parameter.grad.clone() for parameter in policy.encoder.parameters()])
@@ -308,7 +364,7 @@ def test_encoding_distinct_observations_once_is_exact():
 def test_action_distribution_against_torch():
     torch.manual_seed(0)
     logits = torch.randn(5, 7)
-    ours = ActionDistribution(logits, spaces.MultiDiscrete([3, 4]))
+    ours = Categoricals(logits, spaces.MultiDiscrete([3, 4]))
     theirs = [torch.distributions.Categorical(logits=part) for part in logits.split([3, 4], -1)]
     action = ours.sample()
     assert action.shape == (5, 2)
@@ -318,6 +374,78 @@ def test_action_distribution_against_torch():
     torch.testing.assert_close(ours.entropy(), sum(d.entropy() for d in theirs))
     assert torch.equal(ours.mode(), torch.stack([d.probs.argmax(-1) for d in theirs], -1))
 
-    one = ActionDistribution(logits[:1].expand(20_000, 7), spaces.Discrete(7))
+    one = Categoricals(logits[:1].expand(20_000, 7), spaces.Discrete(7))
     frequency = torch.bincount(one.sample(), minlength=7) / 20_000
     torch.testing.assert_close(frequency, logits[0].softmax(-1), atol=0.015, rtol=0)
+
+
+def test_gaussians_against_torch():
+    torch.manual_seed(0)
+    mean, log_std = torch.randn(5, 2), torch.tensor([-1.0, 0.5])
+    ours, theirs = Gaussians(mean, log_std), torch.distributions.Normal(mean, log_std.exp())
+    action = ours.sample()
+    assert action.shape == (5, 2)
+    torch.testing.assert_close(ours.log_prob(action), theirs.log_prob(action).sum(-1))
+    torch.testing.assert_close(ours.entropy(), theirs.entropy().sum(-1))
+    assert torch.equal(ours.mode(), mean)
+    many = Gaussians(mean[:1].expand(20_000, 2), log_std).sample()
+    torch.testing.assert_close(many.mean(0), mean[0], atol=0.05, rtol=0)
+    torch.testing.assert_close(many.std(0), log_std.exp(), atol=0.05, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------ the clock
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+@torch.no_grad()
+def test_the_clock_counts_the_steps_of_the_running_episode(script, fixed_shapes):
+    policy = small_policy(script)
+    policy.fix_shapes(fixed_shapes)
+    state = policy.initial_state(4)
+    assert state.clock.tolist() == [0] * 4 and state.clock.dtype == torch.int64
+    start = torch.zeros(12, 4, dtype=torch.bool)  # environment 0: none, 1: at the first, 2: inside, 3: at the last
+    start[0, 1], start[3, 2], start[9, 2], start[11, 3] = True, True, True, True
+    obs = torch.randn(12, 4, 5)
+    expected, count = [], [0] * 4
+    for row in start.tolist():
+        count = [1 if first else n + 1 for first, n in zip(row, count, strict=True)]
+        expected.append(count)
+    stepped = state
+    for t in range(12):
+        _, stepped = policy((obs[t : t + 1],), stepped, start[t : t + 1])
+        assert stepped.clock.tolist() == expected[t]
+    _, whole = policy((obs,), state, start)
+    assert whole.clock.tolist() == expected[-1] == [12, 12, 3, 1]
+    _, halves = policy((obs[:7],), state, start[:7])
+    _, halves = policy((obs[7:],), halves, start[7:])
+    assert halves.clock.tolist() == expected[-1]
+    assert halves.select(torch.tensor([2, 0])).clock.tolist() == [3, 12]
+    assert MemoryState.from_tensors(halves.tensors()).clock.tolist() == expected[-1]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@torch.no_grad()
+def test_an_agent_that_forgets_is_always_at_the_start_of_its_episode(script):
+    policy = small_policy(script, forget=True)
+    obs, start = torch.randn(9, 2, 5), torch.zeros(9, 2, dtype=torch.bool)
+    output, state = policy((obs,), carried_state(policy, 2), start)
+    assert state.clock.tolist() == [1, 1]
+    fresh, _ = policy((obs,), policy.initial_state(2), torch.ones_like(start))
+    assert torch.equal(output.logits, fresh.logits)
+
+
+@pytest.mark.parametrize("algo", ["palmer", "lstm", "trxl"])
+def test_gate_metrics_are_the_gates_own(algo):
+    policy = small_policy({"palmer": ppo_palmer, "lstm": ppo_lstm, "trxl": ppo_trxl}[algo])
+    gate = policy((torch.randn(4, 3, 5),), policy.initial_state(3), torch.zeros(4, 3, dtype=torch.bool))[0].gate
+    metrics = palmer_policy.gate_metrics(gate)
+    if algo != "palmer":
+        assert gate is None and metrics == {}
+        return
+    values = gate.detach().numpy()
+    expected = [values.mean(), values.min(), values.max(), values.std(ddof=1)]
+    assert list(metrics) == [
+        f"gates/{name}" for name in ("agf_value", *(f"{n}_gate_value" for n in ("min", "max", "std")))
+    ]
+    assert list(metrics.values()) == pytest.approx([float(value) for value in expected], abs=1e-5)
