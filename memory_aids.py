@@ -33,7 +33,6 @@ from tasks.observations import GRID_VALUES, Frames, is_grid
 RECENT_EPISODES = 500  # over which shares of episodes are averaged
 CODES = 256  # most codes where observations are not a table's
 NEAR = 0.03  # root mean square difference of looks, up to which two are one code; noise of 30 grey levels makes 0.014
-ASKED = 0.25  # of the steps of a minibatch are asked for an age: it costs less, and teaches as much
 BLOCK = 7  # pixels of a picture that are averaged before looks are compared
 
 
@@ -43,8 +42,8 @@ class MemoryAidArgs:
 
     recall_coef: Annotated[float, Range(0, 1000)] = 2.0
     """coefficient of the recall loss: predict from memory which observations this episode has shown (0: off)"""
-    age_coef: Annotated[float, Range(0, 1000)] = 0.3
-    """coefficient of the loss of recall by age: which frame was shown k steps ago? (0: off)"""
+    age_coef: Annotated[float, Range(0, 1000)] = 0.4
+    """coefficient of the loss of recall by age: which frame was shown k steps ago? 1 is a guess's loss (0: off)"""
     recall_steps: Annotated[int, Range(1, 4096)] = 64
     """largest age k that is asked for, in steps"""
     visit_bonus: Annotated[float, Range(0, 1000)] = 0.3
@@ -129,18 +128,21 @@ class MemoryAids:
         return losses
 
     def _age_loss(self, policy: Any, memory: Tensor, batch: Any) -> Tensor:
-        """Cross-entropy of "which frame was shown k steps ago?", asked at some steps, among the answers to all."""
+        """Cross-entropy of "which frame was shown k steps ago?" among the answers to all of a minibatch's questions.
+
+        In units of that of a guess, so that four cards and five hundred pictures weigh the same.
+        """
         position, _ = episode_clock(batch.state.clock, batch.episode_start)
         age = draw_ages(position, len(batch.past), self.args.recall_steps)
         steps = torch.arange(len(age), device=age.device)[:, None] + len(batch.past)
         answer = torch.cat((batch.past, batch.obs)).gather(0, steps - age)
-        asked = torch.randint(age.numel(), (math.ceil(age.numel() * ASKED),), device=age.device)
-        age, answer, z = age.flatten()[asked], answer.flatten()[asked], memory.flatten(0, 1)[asked]
+        age, answer, z = age.flatten(), answer.flatten(), memory.flatten(0, 1)
         frames, index = self.table.distinct_frames(answer, policy.fixed_shapes)
         with torch.no_grad():  # encodings would learn to be told apart, not to be remembered
             candidates = policy.encoder(frames)
         loss = F.cross_entropy(self.heads["age"](z, age, candidates), index, reduction="none")
-        return (loss * (age > 0)).sum() / (age > 0).sum().clamp_min(1)
+        guess = math.log(max(len(candidates), 2))
+        return (loss * (age > 0)).sum() / (age > 0).sum().clamp_min(1) / guess
 
     def state_dict(self) -> dict[str, Any]:
         return {

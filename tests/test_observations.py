@@ -122,7 +122,7 @@ ALL = {**PICTURES, **FLOAT_PICTURES, **NUMBERS, **TEXTS}
 @pytest.mark.parametrize("kind", ALL)
 def test_a_space_becomes_one_part_by_hand(kind):
     space, value, expected = ALL[kind]
-    (part,) = plain_observation(space, value)
+    (part,) = plain_observation(space)(value)
     dtype = np.int64 if kind in TEXTS else np.uint8 if kind in PICTURES else np.float32
     assert part.dtype == dtype
     np.testing.assert_array_equal(part, np.asarray(expected).astype(dtype))
@@ -158,7 +158,7 @@ SEEN = {
 
 def test_dicts_and_tuples_become_pictures_one_vector_and_texts():
     """In the order of the space, in which a Dict's keys are sorted: body (on, speed), count, eyes, say."""
-    parts = plain_observation(DICT, SEEN)
+    parts = plain_observation(DICT)(SEEN)
     first = np.stack(list(numbered(3, 9, 8)), -1)
     expected = [first, np.full((9, 8, 1), 0.5, np.float32), np.array([1, 1.5, -2, 0, 1, 0], np.float32)]
     expected.append(hashes("left", "or", "right"))
@@ -171,12 +171,12 @@ def test_dicts_and_tuples_become_pictures_one_vector_and_texts():
 
 def test_what_a_dict_holds_has_its_place_by_its_name():
     shuffled = {key: SEEN[key] for key in reversed(SEEN)}
-    for part, same in zip(plain_observation(DICT, shuffled), plain_observation(DICT, SEEN), strict=True):
+    for part, same in zip(plain_observation(DICT)(shuffled), plain_observation(DICT)(SEEN), strict=True):
         np.testing.assert_array_equal(part, same)
 
 
 def test_one_word_is_one_number_in_every_process_and_order_counts():
-    (one,), (two,) = (plain_observation(spaces.Text(40), text) for text in ("red door", "DOOR  red"))
+    (one,), (two,) = (plain_observation(spaces.Text(40))(text) for text in ("red door", "DOOR  red"))
     assert one[:2].tolist() == two[1::-1].tolist()
     assert one[0] == 1 + 0xFA615F8F % 1023  # CRC-32 of "red", where Python's own hash is another in every process
 
@@ -185,7 +185,7 @@ def test_one_word_is_one_number_in_every_process_and_order_counts():
 def test_a_buffer_that_is_used_again_is_copied(kind):
     space, value, _ = ALL[kind]
     buffer = value.copy()
-    (part,) = plain_observation(space, buffer)
+    (part,) = plain_observation(space)(buffer)
     before = part.copy()
     buffer[...] = buffer.flat[-1] if buffer.flat[-1] != buffer.flat[0] else 0
     np.testing.assert_array_equal(part, before)
@@ -307,23 +307,6 @@ def test_storage_of_an_overflowed_table_stays_at_one_rollout():
         sizes.append(table.frames[0].untyped_storage().nbytes())
         assert table.count == 8 + 16 * 8
     assert len(set(sizes)) == 1
-
-
-@pytest.mark.parametrize("space", [VECTOR, BOTH])
-def test_a_loaded_table_goes_on_as_the_saved_one(space):
-    table = ObservationTable(space, capacity=4)
-    frames = different_frames(space, 4)
-    numbers = table.number(frames)
-    restored = ObservationTable(space, capacity=4)
-    restored.load_state_dict(table.state_dict())
-    assert torch.equal(restored.number(picked(frames, slice(None, None, -1))), numbers.flip(0))
-    assert restored.count == 4
-
-    table.number(different_frames(space, 6))
-    restored.load_state_dict(table.state_dict())
-    assert not restored.distinct
-    numbers = restored.number(frames)
-    assert_frames(restored, numbers, frames)
 
 
 def test_prefilled_table_knows_its_frames():
