@@ -132,10 +132,7 @@ class MemoryAids:
 
         In units of that of a guess, so that four cards and five hundred pictures weigh the same.
         """
-        position, _ = episode_clock(batch.state.clock, batch.episode_start)
-        age = draw_ages(position, len(batch.past), self.args.recall_steps)
-        steps = torch.arange(len(age), device=age.device)[:, None] + len(batch.past)
-        answer = torch.cat((batch.past, batch.obs)).gather(0, steps - age)
+        age, answer = questions(batch, self.args.recall_steps)
         age, answer, z = age.flatten(), answer.flatten(), memory.flatten(0, 1)
         frames, index = self.table.distinct_frames(answer, policy.fixed_shapes)
         with torch.no_grad():  # encodings would learn to be told apart, not to be remembered
@@ -193,6 +190,19 @@ class AgeHead(nn.Module):
         """z (Q, D), age (Q,), encoded frames (K, D) -> logits (Q, K)."""
         query = self.query(self.held(z) * self.age(age) + z)
         return query @ self.key(frames).T / math.sqrt(z.shape[-1])
+
+
+def questions(batch: Any, most: int) -> tuple[Tensor, Tensor]:
+    """For each step an age k, at most `most`, and the number of the frame of k steps ago, both (T, B).
+
+    past  7 8   obs  9 5 6   episode  . 0 | 1 2 0      the episode of 8 began before the rollout, 6 starts another
+                             age          1 2 0        k = 0: nothing to ask
+                             answer       8 8 6
+    """
+    position, _ = episode_clock(batch.state.clock, batch.episode_start)
+    age = draw_ages(position, len(batch.past), most)
+    steps = torch.arange(len(age), device=age.device)[:, None] + len(batch.past)
+    return age, torch.cat((batch.past, batch.obs)).gather(0, steps - age)
 
 
 def draw_ages(position: Tensor, past: int, most: int) -> Tensor:
@@ -310,13 +320,17 @@ class Codes:
         self.near, self.prototypes, self.spread = state["near"], state["prototypes"], state["spread"]
 
     def _nearest(self, looks: Tensor) -> tuple[Tensor, Tensor]:
-        """Number of the nearest prototype of each look, and their distance."""
+        """Of each look the first prototype that is near, or else the nearest one, and the nearest's distance.
+
+        The first, so that no prototype stored later changes a code.
+        """
         if not len(self.prototypes):
             return looks.new_zeros(len(looks), dtype=torch.int64), looks.new_full((len(looks),), math.inf)
         # A fast distance, by a matrix product, rounds: equal looks would not be equal.
         mode = "use_mm_for_euclid_dist" if self.near else "donot_use_mm_for_euclid_dist"
-        nearest = torch.cdist(looks, self.prototypes, compute_mode=mode).min(1)
-        return nearest.indices, nearest.values
+        distance = torch.cdist(looks, self.prototypes, compute_mode=mode)
+        near, nearest = distance <= self.near, distance.min(1)
+        return torch.where(near.any(1), near.int().argmax(1), nearest.indices), nearest.values
 
     def _store(self, looks: Tensor) -> None:
         """One by one, as each may be near the one before."""

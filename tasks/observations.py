@@ -216,6 +216,8 @@ class ObservationTable:
             return current
         kept = [part[current.flatten()] for part in self._storage]
         self.count = current.numel()
+        if self.count > len(self._storage[0]):  # a frame may be in use more than once
+            self._storage = tuple(kept)
         for part, rows in zip(self._storage, kept, strict=True):
             part[: self.count] = rows
         return torch.arange(self.count, device=current.device).view_as(current)
