@@ -155,7 +155,7 @@ class Carry(NamedTuple):
     obs: Tensor  # (N,) int64, number of the observation to act on
     episode_start: Tensor  # (N,) bool, that observation is the first of its episode
     state: MemoryState  # memory before it
-    total: Tensor  # (N, 3) float, return, length and discounted return of the running episode so far
+    total: Tensor  # (N, 3) float, of the running episode: return, length, rewards discounted by their age
     past: Tensor  # (P, N) int64, numbers of the P observations before, whatever episode they are of
     episodes: Episodes  # what the memory aids know of it
 
@@ -174,7 +174,7 @@ class Rollout(NamedTuple):
     done: Tensor  # bool, the step ended its episode
     timeout_value: Tensor  # value of the true last observation where the step ended in a time-out, else 0
     next_value: Tensor  # (N,) value of the observation after the last step
-    episode: Tensor  # (T, N, 4), return, length, discounted return and success of the episode so far
+    episode: Tensor  # (T, N, 4), of the episode so far: return, length, rewards discounted by their age, success
     gate: Tensor | None  # (T, N, D), 1 = Transformer, 0 = LSTM
     seen: Tensor | None = None  # (T, N, C) bool, what the episode has shown
 
@@ -209,8 +209,7 @@ def rollout(args: Args, policy: MemoryPolicy, envs: Any, carry: Carry) -> tuple[
         action = distribution.sample()
         step = envs.step(action)
         done = step.terminated | step.truncated
-        discounted = step.reward * args.gamma ** total[:, 1]
-        total = total + torch.stack((step.reward, torch.ones_like(step.reward), discounted), 1)
+        total = torch.stack((total[:, 0] + step.reward, total[:, 1] + 1, args.gamma * total[:, 2] + step.reward), 1)
         steps.append(
             {
                 "obs": obs,

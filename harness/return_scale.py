@@ -22,7 +22,7 @@ class ReturnScale:
         self._largest = torch.zeros((), device=device)
 
     def learn(self, discounted: Tensor) -> Tensor:
-        """discounted (T, N), sums of the running episodes' discounted rewards so far -> the scale from now on."""
+        """discounted (T, N), g_t = gamma g_{t-1} + r_t of the running episodes -> the scale from now on."""
         rollout = torch.stack([largest.to(discounted.device) for largest in gather(discounted.abs().max())]).max()
         self._largest = torch.maximum(rollout, self._largest * (1 - DECAY * (rollout > 0)))
         self.value = torch.where(self._largest > 0, self._largest, torch.ones_like(self._largest))
