@@ -160,7 +160,7 @@ class Rollout(NamedTuple):
     done: Tensor  # bool, the step ended its episode
     timeout_value: Tensor  # value of the true last observation where the step ended in a time-out, else 0
     next_value: Tensor  # (N,) value of the observation after the last step
-    episode: Tensor  # (T, N, 4), of the episode so far: return, length, rewards discounted by their age, success
+    episode: Tensor  # (T, N, 4), of the episode so far: return, length, success, rewards discounted by their age
     gate: Tensor | None  # (T, N, D), 1 = Transformer, 0 = LSTM
     seen: Tensor | None = None  # (T, N, C) bool, what the episode has shown
 
@@ -184,8 +184,8 @@ def first_carry(policy: MemoryPolicy, envs: Any, aids: MemoryAids) -> Carry:
 def rollout(args: Args, policy: MemoryPolicy, envs: Any, carry: Carry) -> tuple[Rollout, Carry]:
     """Play T steps in N environments."""
     table = envs.observations
-    *past, obs = table.keep(torch.cat((carry.past, carry.obs[None])))
-    past = torch.stack(past) if past else carry.past
+    numbers = table.keep(torch.cat((carry.past, carry.obs[None])))
+    past, obs = numbers[:-1], numbers[-1]
     start, state, total = carry.episode_start, carry.state, carry.total
     features = Encodings(policy.encoder, table, 0 if table.distinct else past.numel())
     steps = []
@@ -206,7 +206,7 @@ def rollout(args: Args, policy: MemoryPolicy, envs: Any, carry: Carry) -> tuple[
                 "reward": step.reward,
                 "done": done,
                 "timeout_value": timeout_values(policy, features, step, state_after),
-                "episode": torch.cat((total, step.success[:, None]), 1),
+                "episode": torch.cat((total[:, :2], step.success[:, None], total[:, 2:]), 1),
                 "gate": None if output.gate is None else output.gate[0],
             }
         )
@@ -366,12 +366,12 @@ def main(args: Args) -> dict[str, Any]:
                 group["lr"] = learning_rate
 
             batch, carry = rollout(args, policy, envs, carry)
-            batch = batch._replace(reward=batch.reward / scale.learn(batch.episode[..., 2]))
+            batch = batch._replace(reward=batch.reward / scale.learn(batch.episode[..., 3]))
             batch, carry = aids.first_visits(batch, carry, bonus)
             losses = update(args, policy, optimizer, aids, table, batch, ent_coef)
             policy.encoder.learn_statistics(table.frames, batch.obs)
 
-            run.count(batch.episode[batch.done][:, (0, 1, 3)])
+            run.count(batch.episode[batch.done][:, :3])
             metrics = {"charts/learning_rate": learning_rate, "charts/entropy_coefficient": ent_coef}
             metrics["charts/visit_bonus"] = args.visit_bonus * bonus
             metrics |= {f"losses/{name}": value for name, value in losses.items()} | gate_metrics(batch.gate)

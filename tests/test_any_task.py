@@ -89,7 +89,7 @@ def iterate(script, parts, scale):
     """One iteration as `main` makes it -> losses and the next carry."""
     args, envs, policy, aids, optimizer, carry = parts
     batch, carry = script.rollout(args, policy, envs, carry)
-    batch = batch._replace(reward=batch.reward / scale.learn(batch.episode[..., 2]))
+    batch = batch._replace(reward=batch.reward / scale.learn(batch.episode[..., 3]))
     batch, carry = aids.first_visits(batch, carry, 1.0)
     losses = script.update(args, policy, optimizer, aids, envs.observations, batch, 0.01)
     policy.encoder.learn_statistics(envs.observations.frames, batch.obs)
