@@ -219,9 +219,9 @@ def evaluate_policy(
         parallel = max(1, min(parallel, episodes // FILMED_EPISODES))
     with Film(video) if video else nullcontext() as film:
         envs = [make_real_env(task, "rgb_array" if video and slot == 0 else None) for slot in range(parallel)]
+        limit = episode_limit(envs[0]) or UNLIMITED_STEPS  # before a reset, which may draw one for its episode alone
         moments = play(policy, envs, episodes, seed, greedy)
         ends = [moment for moment in (filmed(moments, film) if film else moments) if moment.end]
-    limit = episode_limit(envs[0]) or UNLIMITED_STEPS
     for env in envs:
         env.close()
     tells = ends[0].success is not None

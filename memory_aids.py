@@ -28,10 +28,13 @@ from torch import Tensor
 from harness.flags import Range
 from harness.processes import gather
 from palmer_policy import episode_clock
-from tasks.observations import GRID_VALUES, Frames, is_grid
+from tasks.observations import GRID_VALUES, Frames, is_grid, picture_scale
 
 RECENT_EPISODES = 500  # over which shares of episodes are averaged
 CODES = 256  # most codes where observations are not a table's
+# Sum of rarities after which an episode earns no more visit bonus: it decreases linearly up to there, so that an
+# episode earns about twice the bonus at most, and solving it pays more than staying.
+VISIT_BUDGET = 4.0
 NEAR = 0.03  # root mean square difference of looks, up to which two are one code; noise of 30 grey levels makes 0.014
 BLOCK = 7  # pixels of a picture that are averaged before looks are compared
 
@@ -43,15 +46,11 @@ class MemoryAidArgs:
     recall_coef: Annotated[float, Range(0, 1000)] = 2.0
     """coefficient of the recall loss: predict from memory which observations this episode has shown (0: off)"""
     age_coef: Annotated[float, Range(0, 1000)] = 0.4
-    """coefficient of the loss of recall by age: which frame was shown k steps ago? 1 is a guess's loss (0: off)"""
-    recall_steps: Annotated[int, Range(1, 4096)] = 64
-    """largest age k that is asked for, in steps"""
+    """coefficient of the loss of recall by age: which frame was shown k steps ago, for k up to the steps of a
+    rollout? 1 is a guess's loss (0: off)"""
     visit_bonus: Annotated[float, Range(0, 1000)] = 0.3
     """reward for an observation that is new in its episode, times its rarity beside what the episode has shown; fades
     out as success comes near 1, at the latest in the last quarter of the run (0: off)"""
-    visit_budget: Annotated[float, Range(0, 1e6, above=True)] = 4.0
-    """sum of rarities after which an episode earns no more visit bonus: it decreases linearly up to there, so that
-    an episode earns about visit_bonus x visit_budget / 2 at most, and solving it pays more than staying"""
 
 
 class Episodes(NamedTuple):
@@ -73,12 +72,12 @@ class MemoryAids:
         self.args, self.table = args, envs.observations
         # What the agent itself did and earned is no view of the task.
         self.codes = Codes(self.table, last_step=args.last_action or args.last_reward)
-        self.past_steps = args.recall_steps if args.age_coef > 0 else 0  # P, that a rollout keeps
+        self.past_steps = args.num_steps if args.age_coef > 0 else 0  # P, that a rollout keeps
         self.heads = nn.ModuleDict()  # only what is on
         if args.recall_coef > 0:
             self.heads["seen"] = SeenHead(width, self.codes.capacity)
         if args.age_coef > 0:
-            self.heads["age"] = AgeHead(width, args.recall_steps)
+            self.heads["age"] = AgeHead(width, args.num_steps)
         self.heads.to(device)
         self.together = torch.zeros(self.codes.capacity, self.codes.capacity, device=device)
         self.familiar = self.together.diagonal()
@@ -108,7 +107,7 @@ class MemoryAids:
             led_to = code[t + 1] if t + 1 < len(code) else last
             new = ~seen.gather(1, led_to[:, None]).squeeze(1) & ~done
             worth = new * rarity(self.together, led_to, seen)
-            left = (1 - novelty / self.args.visit_budget).clamp_min(0)
+            left = (1 - novelty / VISIT_BUDGET).clamp_min(0)
             rewards.append(batch.reward[t] + self.args.visit_bonus * fading * worth * left)
             novelty = (novelty + worth) * ~done
             seen = seen & ~done[:, None]
@@ -132,13 +131,16 @@ class MemoryAids:
 
         In units of that of a guess, so that four cards and five hundred pictures weigh the same.
         """
-        age, answer = questions(batch, self.args.recall_steps)
+        age, answer = questions(batch, self.args.num_steps)
         age, answer, z = age.flatten(), answer.flatten(), memory.flatten(0, 1)
         frames, index = self.table.distinct_frames(answer, policy.fixed_shapes)
         with torch.no_grad():  # encodings would learn to be told apart, not to be remembered
             candidates = policy.encoder(frames)
-        loss = F.cross_entropy(self.heads["age"](z, age, candidates), index, reduction="none")
-        guess = math.log(max(len(candidates), 2))
+        # With fixed shapes there are more frames than answers.
+        other = torch.ones(len(candidates), dtype=torch.bool, device=index.device).index_fill(0, index, False)
+        logits = self.heads["age"](z, age, candidates).masked_fill(other, -math.inf)
+        loss = F.cross_entropy(logits, index, reduction="none")
+        guess = (~other).sum().clamp_min(2).log()
         return (loss * (age > 0)).sum() / (age > 0).sum().clamp_min(1) / guess
 
     def state_dict(self) -> dict[str, Any]:
@@ -349,7 +351,7 @@ class Codes:
                 look = F.one_hot(part.long(), max(GRID_VALUES)).flatten(1).float()
             elif part.ndim == 4:
                 block = BLOCK if min(part.shape[1:3]) >= 4 * BLOCK else 1
-                picture = part.permute(0, 3, 1, 2).float() / max(float(space.high.max()), 1.0)
+                picture = part.permute(0, 3, 1, 2).float() * picture_scale(space)
                 look = F.avg_pool2d(picture, block).flatten(1)
             else:
                 look = part.float() / (10 * next(spread))

@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 
 from harness.input_error import InputError
 from harness.processes import gather
-from tasks.observations import BUCKETS, GRID_VALUES, Frames, is_grid
+from tasks.observations import BUCKETS, GRID_VALUES, Frames, is_grid, picture_scale
 
 # Queries that attend at once: bounds the (queries x keys) attention matrix when segments are long.
 QUERY_BLOCK = 128
@@ -224,17 +224,18 @@ class PartEncoder(nn.Module):
             convolutions = nn.Sequential(*layers, nn.Flatten())
             flat = convolutions(torch.zeros(1, space.shape[2], height, width_in_pixels)).shape[1]
             self.net = nn.Sequential(convolutions, layer_init(nn.Linear(flat, width)), nn.ReLU())
-            # A float picture is taken as it is unless its bounds tell of a scale.
-            bounded = float(space.high.max()) < 1e3
-            self.scale = 1 / max(float(space.high.max()), 1.0) if bounded else 1.0
+            self.scale = picture_scale(space)
 
     def forward(self, part: Tensor) -> Tensor:
         dtype = next(self.net.parameters()).dtype
         if self.kind == "words":
             known = (part > 0)[..., None].to(dtype)
-            return ((self.net(part) + self.place) * known).sum(-2).tanh()
+            summed = ((self.net(part) + self.place) * known).sum(-2)
+            return (summed / known.sum(-2).clamp_min(1).sqrt()).tanh()
         if self.kind == "picture":
-            part = part.permute(0, 3, 1, 2).to(dtype).mul_(self.scale)
+            part = (
+                part.permute(0, 3, 1, 2).to(dtype).mul(self.scale)
+            )  # not in place: a float picture would be the table's own
         elif self.kind == "grid":
             planes = [F.one_hot(part[..., i].long(), n) for i, n in enumerate(GRID_VALUES)]
             part = torch.cat(planes, -1).permute(0, 3, 1, 2).to(dtype)

@@ -142,6 +142,12 @@ def picture_space(space: spaces.Box) -> spaces.Box:
     return spaces.Box(low, high, dtype=picture_dtype(space))
 
 
+def picture_scale(space: spaces.Box) -> float:
+    """What a picture's values are multiplied by: to 1 at most, where its bounds tell of a scale."""
+    most = float(space.high.max())
+    return 1 / most if 1 < most < 1e3 else 1.0
+
+
 def words(text: str) -> np.ndarray:
     """Each word by a number that is the same in every process: (32,) int64, 0 where there is none."""
     numbers = [1 + zlib.crc32(word.encode()) % (BUCKETS - 1) for word in str(text).lower().split()[:WORDS]]

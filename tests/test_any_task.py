@@ -74,7 +74,7 @@ for case in (Mixed, Bounded):
 
 
 def set_up(script, env_id, num_envs=4, seed=1, **flags):
-    flags = {"width": 16, "num_envs": num_envs, "num_steps": 12, "num_minibatches": 1, "recall_steps": 5} | flags
+    flags = {"width": 16, "num_envs": num_envs, "num_steps": 12, "num_minibatches": 1} | flags
     args = script.Args(env_id=env_id, **flags)
     torch.manual_seed(0)
     envs = make_envs(args, num_envs, seed=seed)
@@ -227,7 +227,7 @@ def test_past_observations_keep_their_frames_over_the_border_of_a_rollout(env_id
             torch.testing.assert_close(frames[batch.past], torch.cat(shown)[-len(batch.past) :])
         shown.append(frames[batch.obs].clone())
         batch, carry = aids.first_visits(batch, carry, 1.0)
-    assert len(batch.past) == args.recall_steps
+    assert len(batch.past) == args.num_steps
     assert envs.observations.distinct == (env_id != "CartPole-v1")
 
 

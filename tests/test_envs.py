@@ -40,6 +40,9 @@ def make_real_env(env_id, render_mode=None, **flags):
     return tasks.make_real_env(TaskArgs(env_id, **flags), render_mode)
 
 
+known_tables = functools.cache(maze_tables)  # of all mazes below, more than maze_tables itself keeps
+
+
 def frames_of(envs, numbers):
     """Frames of a task that shows one thing only."""
     (part,) = envs.observations.frames
@@ -88,7 +91,7 @@ class RealMazes:
 def test_tables_have_the_known_sizes(env_id):
     layouts, states, small_views, large_views = MAZES[env_id]
     for obs_mode in ("rgb", "symbolic"):
-        small, large = maze_tables(env_id, obs_mode, 3), maze_tables(env_id, obs_mode, 7)
+        small, large = known_tables(env_id, obs_mode, 3), known_tables(env_id, obs_mode, 7)
         assert len(small.layouts) == len(large.layouts) == layouts
         assert len(small.places) == len(large.places) == states
         assert (len(small.frames[0]), len(large.frames[0])) == (small_views, large_views)
@@ -98,7 +101,7 @@ def test_tables_have_the_known_sizes(env_id):
 @pytest.mark.parametrize("obs_mode", ["rgb", "symbolic"])
 @pytest.mark.parametrize("agent_view_size", [3, 7])
 def test_every_observation_of_every_layout_is_the_real_one(env_id, obs_mode, agent_view_size):
-    tables = maze_tables(env_id, obs_mode, agent_view_size)
+    tables = known_tables(env_id, obs_mode, agent_view_size)
     real = RealMazes(tables, env_id, obs_mode, agent_view_size)
     assert tables.space == real.env.observation_space
     observed = {}
@@ -114,7 +117,7 @@ def test_every_observation_of_every_layout_is_the_real_one(env_id, obs_mode, age
 
 @pytest.mark.parametrize("env_id", MAZES)
 def test_every_action_in_every_state_does_what_the_real_one_does(env_id):
-    tables = maze_tables(env_id, "symbolic", 3)
+    tables = known_tables(env_id, "symbolic", 3)
     real = RealMazes(tables, env_id, "symbolic", 3)
     max_steps = real.env.unwrapped.max_steps
     state = torch.arange(tables.first_failure).repeat_interleave(7)
@@ -157,8 +160,8 @@ def test_tables_and_the_real_package_agree_step_for_step(env_id):
     assert tables.max_episode_steps == real.max_episode_steps == 25
     assert tables.action_space == real.action_space
     assert tables.observations.space == real.observations.space
-    layouts = maze_tables(env_id, "rgb", 3).layouts
-    state_at = {tuple(p): i for i, p in enumerate(maze_tables(env_id, "rgb", 3).places.tolist())}
+    layouts = known_tables(env_id, "rgb", 3).layouts
+    state_at = {tuple(p): i for i, p in enumerate(known_tables(env_id, "rgb", 3).places.tolist())}
 
     def match(episode_over: torch.Tensor) -> None:
         mazes = [env.unwrapped for env in real._envs.envs]
@@ -202,7 +205,7 @@ def start_chances(env_id: str) -> dict[tuple, float]:
 
 @pytest.mark.parametrize("env_id", MAZES)
 def test_start_distribution_is_exact(env_id):
-    tables = maze_tables(env_id, "symbolic", 3)
+    tables = known_tables(env_id, "symbolic", 3)
     chance = torch.diff(tables.start_cdf, prepend=torch.zeros(1, dtype=torch.float64))
     assert tables.start_cdf[-1] == 1
     assert len(set(tables.start_state.tolist())) == len(tables.start_state)
@@ -221,7 +224,7 @@ def test_start_distribution_is_exact(env_id):
 @pytest.mark.parametrize("source", ["tables", "package"])
 def test_resets_are_distributed_as_the_tables_say(source):
     env_id = "MiniGrid-MemoryS13Random-v0"
-    tables = maze_tables(env_id, "symbolic", 3)
+    tables = known_tables(env_id, "symbolic", 3)
     chance = torch.diff(tables.start_cdf, prepend=torch.zeros(1, dtype=torch.float64)).numpy()
     index = {state: i for i, state in enumerate(tables.start_state.tolist())}
     counts = np.zeros(len(chance))

@@ -296,6 +296,18 @@ def test_keep_takes_numbers_of_any_shape():
     assert_frames(table, kept.flatten(), picked(frames, [8, 1, 0, 8]))
 
 
+def test_keep_has_room_for_frames_that_are_in_use_more_than_once():
+    table = ObservationTable(BOTH, capacity=4)
+    frames = different_frames(BOTH, 5)
+    numbers = table.number(frames)
+    kept = table.keep(numbers[torch.tensor([[3, 1]]).expand(40, 2)])
+    assert kept.flatten().tolist() == list(range(80)) and table.count == 80
+    assert_frames(table, kept[7], picked(frames, [3, 1]))
+    new = table.number(picked(frames, [0, 4]))
+    assert_frames(table, new, picked(frames, [0, 4]))
+    assert_frames(table, kept[39], picked(frames, [3, 1]))
+
+
 def test_storage_of_an_overflowed_table_stays_at_one_rollout():
     table = ObservationTable(VECTOR, capacity=4)
     current = table.number(different_frames(VECTOR, 8))

@@ -17,8 +17,10 @@ from minigrid.wrappers import ImgObsWrapper, RGBImgObsWrapper, ViewSizeWrapper
 
 import ppo_palmer
 import tasks
+from evaluate import play
 from harness.flags import check_args, run_script
 from harness.input_error import InputError, RunError
+from palmer_policy import make_policy
 from tasks import TaskArgs
 from tasks.observations import grid_space
 
@@ -164,6 +166,22 @@ def test_success_is_what_the_environment_says_at_the_end(first, rows, success, e
     envs.reset()
     steps = [envs.step(torch.zeros(2, dtype=torch.int64)) for _ in rows]
     assert [step.success.tolist() for step in steps] == [[one] * 2 for one in success]
+
+
+def test_an_evaluated_episode_of_minigrid_memory_ends_by_the_same_rule():
+    task = TaskArgs("MiniGrid-MemoryS5-v0", obs_mode="symbolic", max_episode_steps=30)
+    envs = [tasks.make_real_env(task) for _ in range(8)]
+    torch.manual_seed(0)
+    settings = vars(ppo_palmer.Args(width=16))
+    policy = make_policy("palmer", settings, envs[0].observation_space, envs[0].action_space)
+    ends = [moment for moment in play(policy, envs, episodes=80, seed=1) if moment.end]
+    for moment in ends:
+        assert moment.success == (moment.end == "terminated" and moment.reward > 0)
+    assert {(moment.end, moment.success) for moment in ends} == {
+        ("terminated", True),
+        ("terminated", False),
+        ("truncated", False),
+    }
 
 
 # ------------------------------------------------------------------------------------------ MiniGrid
