@@ -70,11 +70,10 @@ class Run:
         self.args, self.algo = resume_args(args), algo
         check_args(self.args)
         self.device = choose_device(self.args.cuda)
-        self.rank, self.processes = join_processes(self.device)
-        self.num_envs = self._share_of_envs()
-        self.env_seed = self.args.seed + self.rank * PROCESS_SEED
         file = Path(self.args.resume, "checkpoint.pt")
         self._saved = load_checkpoint(file, flag="--resume") if self.args.resume else None
+        self.rank, self.processes = join_processes(self.device)
+        self.env_seed = self.args.seed + self.rank * PROCESS_SEED
         seed_everything(self.args.seed)
         self.step, self.seconds, self.milestones = 0, 0.0, {}
         self.recent: deque = deque(maxlen=RECENT_EPISODES)
@@ -87,14 +86,17 @@ class Run:
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
         self._interrupt.__exit__()
-        if isinstance(error, RunError):
-            error.args = (f"{error} ({self.step:,} steps were made before.)",)
-            # A table's run goes on bit for bit or not at all: its last checkpoint stays.
-            if self._carry is not None and not self._envs.exact_resume:
-                self._save(self._carry)
-        if self._folder:
-            self._folder.close()
-        leave_processes()
+        try:
+            if isinstance(error, RunError):
+                error.args = (f"{error} ({self.step:,} steps were made before.)",)
+                # A table's run goes on bit for bit or not at all, and of several processes the others know nothing of
+                # the error and would not save with this one: there the last checkpoint stays.
+                if self._carry is not None and not self._envs.exact_resume and self.processes == 1:
+                    self._save(self._carry)
+        finally:
+            if self._folder:
+                self._folder.close()
+            leave_processes()
 
     # ------------------------------------------------------------------------------------ start
 
@@ -142,7 +144,9 @@ class Run:
         set_random_state(mine["random"])
         return carry
 
-    def _share_of_envs(self) -> int:
+    @property
+    def num_envs(self) -> int:
+        """This process's share of the environments. Raises InputError where they cannot be shared out."""
         args = self.args
         if args.num_envs % (args.num_minibatches * self.processes):
             raise InputError(
@@ -213,8 +217,9 @@ class Run:
             self._save(carry)
 
     def _save(self, carry: Any) -> None:
-        mine = {"envs": self._envs.state_dict(), "carry": pack(carry), "random": random_state()}
-        processes = gather(mine)
+        # Where episodes restart on resume, nothing of the running ones is worth its place.
+        kept = pack(carry) if self._envs.exact_resume else None
+        processes = gather({"envs": self._envs.state_dict(), "carry": kept, "random": random_state()})
         if self.rank == 0:
             payload = {
                 "algo": self.algo,

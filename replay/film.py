@@ -14,9 +14,12 @@ narrower, one without a gate has a larger view instead.
 """
 
 import os
+import platform
 import shutil
 import tempfile
 import weakref
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,6 +33,8 @@ from tasks.observations import is_grid
 
 FRAMES_PER_SECOND = 5
 HOLD_FRAMES = 5  # extra frames at the end of an episode
+# Unfinished films' folders, then the process's number, which means nothing on another machine that has the same disk.
+DRAFTS = f".video-{platform.node()}-"
 
 # Pixels. The sides of a frame are multiples of 16, which every video codec takes without rescaling; the panel's
 # width is a multiple of the usual gate widths, so that each value is as wide as the next.
@@ -66,17 +71,22 @@ class Film:
             raise InputError(f"--video {file}: is a folder; must be a file in a folder that can be written.")
         try:
             remove_leftovers(self._file.parent)
-            folder = tempfile.mkdtemp(dir=self._file.parent, prefix=f".video-{os.getpid()}-")
+            folder = tempfile.mkdtemp(dir=self._file.parent, prefix=f"{DRAFTS}{os.getpid()}-")
         except OSError as error:
             raise InputError(
                 f"--video {file}: must be in a folder that exists and can be written ({error.strerror})."
             ) from error
         self._draft = Path(folder, f"draft{suffix}")
+        # However the film ends, at Python's exit at the latest: first the writer, as ffmpeg would go on writing into a
+        # folder that is being removed, then the folder, even if the writer fails.
+        leaving = ExitStack()
+        self._clean_up = weakref.finalize(self, leaving.close)
+        leaving.callback(shutil.rmtree, folder, ignore_errors=True)
         self._mp4 = None
         if suffix == ".mp4":
-            self._mp4 = imageio.get_writer(self._draft, fps=FRAMES_PER_SECOND, quality=7)
-        # However the film ends, at Python's exit at the latest.
-        self._clean_up = weakref.finalize(self, end_writer_then_remove, self._mp4, folder)
+            self._mp4 = leaving.enter_context(
+                closing(imageio.get_writer(self._draft, fps=FRAMES_PER_SECOND, quality=7))
+            )
         self._gif: list[Image.Image] = []
         self._mean_gates: list[float] = []  # of the running episode
         self._frame: Image.Image | None = None  # the last one
@@ -147,14 +157,16 @@ class Film:
 
     def close(self) -> None:
         """Writes the file, in the place of an older one; without a single frame it writes nothing."""
-        if self._mp4:
-            self._mp4.close()
-        elif self._gif:
-            duration = 1000 // FRAMES_PER_SECOND
-            self._gif[0].save(self._draft, save_all=True, append_images=self._gif[1:], duration=duration, loop=0)
-        if self._frame:
-            os.replace(self._draft, self._file)
-        self._clean_up()
+        try:
+            if self._mp4:
+                self._mp4.close()
+            elif self._gif:
+                duration = 1000 // FRAMES_PER_SECOND
+                self._gif[0].save(self._draft, save_all=True, append_images=self._gif[1:], duration=duration, loop=0)
+            if self._frame:
+                os.replace(self._draft, self._file)
+        finally:
+            self._clean_up()
 
     def _append(self, frame: Image.Image) -> None:
         if self._mp4:
@@ -163,33 +175,30 @@ class Film:
             self._gif.append(frame.quantize(128, dither=Image.Dither.NONE))
 
 
-def end_writer_then_remove(writer: Any, folder: str) -> None:
-    """In this order: ffmpeg would go on writing into a folder that is being removed."""
-    if writer:
-        writer.close()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def remove_leftovers(folder: Path) -> None:
-    """Removes drafts of processes that were killed; whose process still runs stays."""
-    for leftover in folder.glob(".video-*-*"):
+    """Removes drafts of this machine's processes that were killed; whose process still runs stays."""
+    for leftover in [path for path in folder.iterdir() if path.name.startswith(DRAFTS)]:
         try:
-            os.kill(int(leftover.name.split("-")[1]), 0)
+            os.kill(int(leftover.name.removeprefix(DRAFTS).split("-")[0]), 0)
         except ProcessLookupError:
             shutil.rmtree(leftover, ignore_errors=True)
-        except (OSError, ValueError):  # someone else's process, or not one of these folders
+        except (OSError, ValueError, OverflowError):  # someone else's process, or not one of these folders
             continue
 
 
 def action_name(env: Any, action: Any) -> str:
     """MiniGrid and others name their actions; elsewhere the numbers have to do."""
-    names = getattr(env.unwrapped, "actions", None)
     if np.ndim(action) == 0 and np.issubdtype(np.asarray(action).dtype, np.integer):
+        number = int(action)
         try:
-            name = names(int(action)) if isinstance(names, type) else names[int(action)]
-            return str(getattr(name, "name", name))
-        except (TypeError, ValueError, IndexError, KeyError):  # an attribute that only happens to be called so
-            return str(int(action))
+            names = env.unwrapped.actions
+            if isinstance(names, type):
+                return str(names(number).name)
+            if isinstance(names, Sequence) and not isinstance(names, str) and isinstance(names[number], str):
+                return names[number]
+        except Exception:  # an attribute that only happens to be called so can do anything; a caption stops no film
+            pass
+        return str(number)
     return " ".join(
         f"{number:.2f}" if isinstance(number, float) else str(number) for number in np.ravel(action).tolist()
     )

@@ -1,19 +1,22 @@
-"""scripts/benchmark_speed.py: it counts, times and separates what it says, and writes all its files."""
+"""study/benchmark_speed.py: it counts, times and separates what it says, and writes all its files."""
 
 import json
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from experiment import check_args
-from input_error import InputError
+from matplotlib.figure import Figure
 
 import ppo_lstm
 import ppo_palmer
 import ppo_trxl
-from scripts import benchmark_speed
-from scripts.benchmark_speed import Configuration, Options
+from harness.checkpoint import load_checkpoint
+from harness.flags import check_args
+from harness.input_error import InputError
+from study import benchmark_speed
+from study.benchmark_speed import Configuration, Options
 
 TINY = {
     "num_envs": 16,
@@ -45,12 +48,20 @@ def one_thread(monkeypatch):
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """A process of its own for each measurement takes seconds to start, and only memory needs it."""
+    monkeypatch.setattr(benchmark_speed, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(benchmark_speed, "MATRIX_SIZE", 64)
+
+
 def flops_by_hand(
     algo: str, N: int, T: int, D: int, M: int, K: int, layers: int, epochs: int, encoded: list[int]
 ) -> tuple[int, int]:
     """Multiplications and additions of matrix products in a first rollout and its update, from the equations.
 
-    3x3 symbolic views, no episode ending. encoded: frames that the encoder gets in the rollout and an epoch.
+    3x3 symbolic views, no episode ending. encoded: frames that the encoder gets: once in the rollout, then twice in
+    each minibatch of an epoch, to be learned from and, without gradient, to be recalled by age.
     """
     convolution = 2 * 9 * 32 * (9 * (11 + 6 + 4))  # cells, maps, and 3x3 cells of one-hot object, colour, state
     encoder_output = 2 * (9 * 32) * D
@@ -72,23 +83,28 @@ def flops_by_hand(
     # Backwards there are two products for each one: for the weights and for the input, which frames do not need.
     # Attention makes 2 products forward and 5 backward, one of which computes the scores again.
     recall = 2 * D * K
-    encoding = sum(encoded[1:]) * (2 * convolution + 3 * encoder_output)
+    encoding = sum(encoded[1::2]) * (2 * convolution + 3 * encoder_output)
     attention = layers * T * T * 7 * product
-    update = epochs * (encoding + N * (T * 3 * (step + recall) + attention))
+    # Recall by age: three layers of a query, a key of each candidate, and their products in each of the minibatches.
+    candidates = encoded[2::2]
+    age = 3 * (N * T * 3 * 2 * D * D + sum(candidates) * 2 * D * D)
+    age += 3 * sum(candidates) * N * T // len(candidates) * 2 * D
+    encoding += sum(candidates) * (convolution + encoder_output)
+    update = epochs * (encoding + age + N * (T * 3 * (step + recall) + attention))
     return rollout, update
 
 
 @pytest.mark.parametrize("algo", ["palmer", "lstm", "trxl"])
 def test_counted_operations_are_those_of_the_equations(algo):
     agent = benchmark_speed.make_agent(tiny(algo))
-    carry = agent.script.first_carry(agent.policy, agent.envs)
+    carry = agent.script.first_carry(agent.policy, agent.envs, agent.aids)
     encoded = []
-    agent.policy.encoder.register_forward_pre_hook(lambda _, frames: encoded.append(len(frames[0])))
+    agent.policy.encoder.register_forward_pre_hook(lambda _, inputs: encoded.append(len(inputs[0][0])))
     flops, _ = benchmark_speed.count_flops(agent, carry)
     N, T = TINY["num_envs"], TINY["num_steps"]
     K, epochs = agent.envs.observations.count, agent.args.update_epochs
     rollout, update = flops_by_hand(algo, N, T, TINY["width"], TINY["memory_length"], K, 2, epochs, encoded)
-    assert len(encoded) == 1 + TINY["num_minibatches"]
+    assert len(encoded) == 1 + 2 * TINY["num_minibatches"]
     assert flops["rollout"] * N * T == rollout
     assert flops["update"] * N * T == update
 
@@ -112,18 +128,22 @@ def test_each_phase_gets_its_own_time(monkeypatch):
     takes(agent.envs, "step", 1)
     takes(agent.policy.encoder, "forward", 10)
     takes(agent.policy, "act", 100)
-    takes(agent.script, "gate_statistics", 7)
+    takes(agent.script, "timeout_values", 7)
+    takes(agent.scale, "learn", 0.5)
+    takes(agent.aids, "first_visits", 50)
     takes(agent.script, "advantages", 3)
-    takes(agent.script, "distinct_frames", 1000)
+    takes(agent.envs.observations, "distinct_frames", 1000)
+    takes(agent.aids, "losses", 20_000)
     monkeypatch.setattr(benchmark_speed, "time", SimpleNamespace(perf_counter=lambda: now))
     phases, _, _ = benchmark_speed.timed_iteration(agent, carry)
     T, minibatches = TINY["num_steps"], 2 * agent.args.update_epochs
     assert phases == {
         "environment": T,
         "policy in the rollout": 10 + 100 * (T + 1),
-        "rest of the rollout": 7,
+        "rest of the rollout": 7 * T + 0.5,
+        "memory aids": 50,
         "advantages": 3,
-        "update": minibatches * (1000 + 100 + 10),
+        "update": minibatches * (2 * 1000 + 100 + 2 * 10 + 20_000),
     }
     assert tuple(phases) == benchmark_speed.PHASES
 
@@ -140,7 +160,7 @@ def test_nothing_stays_wrapped():
     advantages = agent.script.advantages
     benchmark_speed.timed_iteration(agent, benchmark_speed.fill_memory(agent))
     assert "step" not in vars(agent.envs) and "act" not in vars(agent.policy)
-    assert "forward" not in vars(agent.policy.encoder)
+    assert "forward" not in vars(agent.policy.encoder) and "first_visits" not in vars(agent.aids)
     assert agent.script.advantages is advantages
 
 
@@ -178,7 +198,7 @@ def test_tables_are_faster_than_the_package():
     assert table > 20 * package
 
 
-def test_growth_writes_a_figure_for_each_series(monkeypatch, tmp_path):
+def test_growth_writes_a_figure_for_each_series(in_this_process, monkeypatch, tmp_path):
     series = {
         "width": [tiny("trxl", width=16)],
         "memory_length": [tiny("palmer", memory_length=9)],
@@ -197,7 +217,9 @@ def test_the_real_configurations_are_legal_and_of_like_size():
     growth = benchmark_speed.growth_configurations()
     for configuration in sum(growth.values(), benchmark_speed.CONFIGURATIONS):
         script = SCRIPTS[configuration.algo]
-        check_args(script.Args(**(script.PRESETS[configuration.preset] | configuration.flags)), num_processes=1)
+        args = script.Args(**(script.PRESETS[configuration.preset] | configuration.flags))
+        check_args(args)
+        assert args.num_envs % args.num_minibatches == 0
     for flags in [configuration.flags for configuration in growth["num_envs"]]:
         assert flags["num_envs"] * flags["num_steps"] == 8192 or flags["num_steps"] == 8
     lengths = [configuration.flags["memory_length"] for configuration in growth["memory_length"]]
@@ -213,11 +235,72 @@ def test_a_folder_that_cannot_be_written_is_told_before_measuring(tmp_path):
 
 def test_the_time_of_a_minibatch_is_split_by_kind_of_operation():
     agent = benchmark_speed.make_agent(tiny("palmer"))
-    carry = agent.script.first_carry(agent.policy, agent.envs)
-    batch, _ = agent.script.rollout(agent.args, agent.policy, agent.envs, carry, 0.0)
+    batch, _ = agent.play(agent.script.first_carry(agent.policy, agent.envs, agent.aids))
+    minibatch_step = agent.script.minibatch_step
     began = time.perf_counter()
     milliseconds = benchmark_speed.profile_minibatch(agent, batch)
     whole = 1e3 * (time.perf_counter() - began)
     assert set(milliseconds) == {*benchmark_speed.KINDS, "element by element", "between operations"}
     assert all(value > 0 for value in milliseconds.values())
     assert sum(milliseconds.values()) < whole
+    assert agent.script.minibatch_step is minibatch_step
+
+
+@pytest.mark.parametrize("algo", ["palmer", "lstm", "trxl"])
+def test_what_is_timed_is_what_the_script_does(algo, tmp_path):
+    """An iteration here and one of the script's `main` leave the same parameters, bit for bit."""
+    configuration = tiny(algo, max_episode_steps=5)
+    agent = benchmark_speed.make_agent(configuration)
+    batch, _ = agent.play(agent.script.first_carry(agent.policy, agent.envs, agent.aids))
+    agent.learn(batch)
+    flags = {"env_id": benchmark_speed.ENV_ID, "total_timesteps": 1, "run_dir": str(tmp_path), "cuda": False}
+    flags |= {"eval_every": 0, "final_eval_episodes": 1}
+    SCRIPTS[algo].main(SCRIPTS[algo].Args(**configuration.flags | flags))
+    trained = load_checkpoint(tmp_path / "checkpoint.pt")
+    for part in ("policy", "aids", "scale"):
+        mine = getattr(agent, part).state_dict()
+        torch.testing.assert_close(mine, trained[part], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("growth", [False, True])
+def test_a_figure_stays_until_the_next_one_is_drawn(growth, in_this_process, monkeypatch, tmp_path):
+    series = {"width": [tiny("trxl", width=16)], "memory_length": [tiny("trxl", memory_length=9)]}
+    monkeypatch.setattr(benchmark_speed, "growth_configurations", lambda: series)
+    monkeypatch.setattr(benchmark_speed, "CONFIGURATIONS", series["width"])
+    monkeypatch.setattr(benchmark_speed, "ENVIRONMENTS", [])
+    table, figure = ("growth.json", "growth_width.png") if growth else ("speed.json", "speed.png")
+    for name in (table, figure):
+        (tmp_path / name).write_text("earlier")
+
+    def fails(figure, file, **_):
+        Path(file).write_text("half a fig")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Figure, "savefig", fails)
+    with pytest.raises(OSError, match="disk full"):
+        benchmark_speed.main(Options(out=tmp_path, growth=growth, seconds=0.0))
+    assert {file.name for file in tmp_path.iterdir()} == {table, figure}
+    assert (tmp_path / figure).read_text() == "earlier"
+    assert "machine" in json.loads((tmp_path / table).read_text()), "what was measured is lost with the figure"
+
+
+def test_results_of_growth_wait_for_the_last_series(monkeypatch, tmp_path):
+    series = {"width": [tiny("trxl", width=16)], "memory_length": [tiny("trxl", memory_length=9)]}
+    monkeypatch.setattr(benchmark_speed, "growth_configurations", lambda: series)
+
+    def measure_all(configurations, seconds):
+        if configurations is series["memory_length"]:
+            raise RuntimeError("cut off")
+        row, _ = benchmark_speed.measure_agent(configurations[0], seconds, [1.0])
+        return [row]
+
+    monkeypatch.setattr(benchmark_speed, "measure_all", measure_all)
+    with pytest.raises(RuntimeError, match="cut off"):
+        benchmark_speed.main(Options(out=tmp_path, growth=True, seconds=0.0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_seconds_are_refused(tmp_path):
+    with pytest.raises(InputError, match="--seconds -1.0: must be from 0 to 3,600"):
+        benchmark_speed.main(Options(out=tmp_path / "new", seconds=-1.0))
+    assert not (tmp_path / "new").exists()

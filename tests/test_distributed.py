@@ -9,16 +9,17 @@ import sys
 import time
 from pathlib import Path
 
-import distributed
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from memory_envs import make_envs
 
 import ppo_lstm
 import ppo_palmer
 import ppo_trxl
+from harness import processes
+from memory_aids import MemoryAids
+from tasks import make_envs
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"palmer": ppo_palmer, "lstm": ppo_lstm, "trxl": ppo_trxl}
@@ -34,56 +35,48 @@ def free_port() -> int:
 
 def collect(script, num_envs=8):
     """A rollout of all environments, with episodes carried into it, and the policy that acted."""
-    args = script.Args(width=16, trxl_heads=2) if script is not ppo_lstm else script.Args(width=16)
-    args.num_envs, args.num_steps, args.num_minibatches, args.update_epochs = num_envs, 16, 1, 1
+    args = script.Args(env_id="MiniGrid-MemoryS7-v0", obs_mode="symbolic", max_episode_steps=20, width=16)
+    if script is not ppo_lstm:
+        args.trxl_heads = 2
+    # No question is drawn at random, so that all processes are asked the same.
+    args.age_coef, args.num_envs, args.num_steps, args.num_minibatches, args.update_epochs = 0.0, num_envs, 16, 1, 1
     torch.manual_seed(0)
-    envs = make_envs("MiniGrid-MemoryS7-v0", num_envs, obs_mode="symbolic", max_episode_steps=20, seed=1)
-    policy = script.make_agent(args, envs.observations.space, envs.action_space, envs.observations.capacity)
-    _, carry = script.rollout(args, policy, envs, script.first_carry(policy, envs), 0.03)
-    batch, _ = script.rollout(args, policy, envs, carry, 0.03)
-    return args, policy, envs.observations, batch
+    envs = make_envs(args, num_envs, seed=1)
+    policy = script.make_policy(script.ALGO, vars(args), envs.observations.space, envs.action_space)
+    aids = MemoryAids(args, envs, args.width, torch.device("cpu"))
+    carry = script.first_carry(policy, envs, aids)
+    for _ in range(2):
+        batch, carry = script.rollout(args, policy, envs, carry)
+        batch, carry = aids.first_visits(batch, carry, 0.1)
+    return args, policy, aids, envs.observations, batch
 
 
-def updated_parameters(script, share=slice(None)):
+def updated_parameters(collected, script, share=slice(None)):
     """Parameters after one step of plain gradient descent on the environments in `share`."""
-    args, policy, table, batch = collect(script)
-    environments = torch.arange(8)[share]
-    part = batch._replace(
-        state=batch.state.select(environments),
-        next_value=batch.next_value[environments],
-        **{
-            name: getattr(batch, name)[:, environments]
-            for name in (
-                "obs",
-                "episode_start",
-                "action",
-                "logprob",
-                "value",
-                "reward",
-                "done",
-                "timeout_value",
-                "seen",
-            )
-        },
-    )
+    args, policy, aids, table, batch = collected
+    part = batch.select(torch.arange(8)[share])
     args.max_grad_norm = 1e9
-    script.update(args, policy, torch.optim.SGD(policy.parameters(), lr=1.0), table, part, ent_coef=0.01)
-    return torch.nn.utils.parameters_to_vector(policy.parameters()).detach()
+    learned = [*policy.parameters(), *aids.heads.parameters()]
+    script.update(args, policy, torch.optim.SGD(learned, lr=1.0), aids, table, part, 0.01)
+    return torch.nn.utils.parameters_to_vector(learned).detach()
 
 
 def one_of_two(rank, port, algo, folder):
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    torch.save(updated_parameters(SCRIPTS[algo], slice(rank, None, 2)), f"{folder}/{rank}.pt")
+    collected = collect(SCRIPTS[algo])  # of all environments, by one process
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    torch.save(updated_parameters(collected, SCRIPTS[algo], slice(rank, None, 2)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("algo", SCRIPTS)
 def test_two_processes_take_the_step_of_one(algo, tmp_path):
-    before = torch.nn.utils.parameters_to_vector(collect(SCRIPTS[algo])[1].parameters()).detach()
-    whole = updated_parameters(SCRIPTS[algo])
-    half = updated_parameters(SCRIPTS[algo], slice(0, None, 2))
+    script = SCRIPTS[algo]
+    _, policy, aids, *_ = collect(script)
+    before = torch.nn.utils.parameters_to_vector([*policy.parameters(), *aids.heads.parameters()]).detach()
+    whole = updated_parameters(collect(script), script)
+    half = updated_parameters(collect(script), script, slice(0, None, 2))
     mp.spawn(one_of_two, args=(free_port(), algo, tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert torch.equal(first, second)
@@ -94,12 +87,12 @@ def test_two_processes_take_the_step_of_one(algo, tmp_path):
 def joined_and_left(rank, port, folder):
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
     before = set(os.listdir("/proc/self/task"))
-    distributed.join_processes(cuda=False)
+    processes.join_processes(torch.device("cpu"))
     parameter = torch.nn.Parameter(torch.zeros(1))
     torch.optim.Adam([parameter])  # imports much of torch.distributed, which must not hold on to the group
-    distributed.gather({"some": torch.ones(3)})
+    processes.gather({"some": torch.ones(3)})
     joined = set(os.listdir("/proc/self/task"))
-    distributed.leave_processes()
+    processes.leave_processes()
     left = set(os.listdir("/proc/self/task"))
     Path(folder, str(rank)).write_text(json.dumps([len(joined - before), len(left - before)]))
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import imageio.v2 as imageio
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 import replay.film as film
 from harness.input_error import InputError
 from replay.film import (
+    DRAFTS,
     FRAMES_PER_SECOND,
     HEADER,
     HOLD_FRAMES,
@@ -146,29 +148,73 @@ def test_a_film_left_by_an_exception_is_discarded_and_one_left_in_order_is_compl
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
-def test_the_writer_has_ended_before_its_folder_is_removed(tmp_path, monkeypatch):
-    """Else ffmpeg writes on into what is being removed."""
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_writer_has_ended_before_its_folder_is_removed(tmp_path, monkeypatch, fails):
+    """Else ffmpeg writes on into what is being removed; and a writer that fails does not keep the folder."""
+    events = []
+    remove = film.shutil.rmtree
+    monkeypatch.setattr(film.shutil, "rmtree", lambda *a, **k: events.append("remove") or remove(*a, **k))
     video = Film(tmp_path / "film.mp4")
     add(video)
-    events = []
-    writer, remove = video._mp4, film.shutil.rmtree
+    writer = video._mp4
     close = writer.close
-    monkeypatch.setattr(writer, "close", lambda: events.append("end") or close())
-    monkeypatch.setattr(film.shutil, "rmtree", lambda *a, **k: events.append("remove") or remove(*a, **k))
+
+    def end():
+        close()
+        events.append("end")
+        if fails:
+            raise OSError("disk full")
+
+    monkeypatch.setattr(writer, "close", end)
     del video
     assert events == ["end", "remove"] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "gif"])
+def test_a_film_that_cannot_be_completed_leaves_nothing(tmp_path, monkeypatch, suffix):
+    def fail(*_):
+        raise OSError("disk full")
+
+    video = Film(tmp_path / f"film.{suffix}")
+    add(video)
+    monkeypatch.setattr(film.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        video.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_film_whose_writer_does_not_start_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no ffmpeg")
+
+    monkeypatch.setattr(film.imageio, "get_writer", fail)
+    with pytest.raises(RuntimeError, match="no ffmpeg"):
+        Film(tmp_path / "film.mp4")
+    assert not list(tmp_path.iterdir())
+
+
+def test_pythons_exit_ends_a_film_that_is_still_open(tmp_path):
+    add_a_step = (
+        "video.add_step(None, np.zeros((8, 8, 3), np.uint8), gate=None, value=0, action='', episode=1, step=0)"
+    )
+    code = f"import sys, numpy as np; from replay.film import Film; video = Film(sys.argv[1]); {add_a_step}"
+    root = Path(film.__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "film.mp4")], cwd=root)
+    assert done.returncode == 0 and not list(tmp_path.iterdir())
 
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     for pid in (ended.pid, os.getpid()):
-        (tmp_path / f".video-{pid}-x").mkdir()
-        (tmp_path / f".video-{pid}-x" / "draft.mp4").touch()
-    (tmp_path / ".video-of-mine").mkdir()
+        (tmp_path / f"{DRAFTS}{pid}-x").mkdir()
+        (tmp_path / f"{DRAFTS}{pid}-x" / "draft.mp4").touch()
+    others = [f".video-{ended.pid}-x", f".video-elsewhere-{ended.pid}-x", f"{DRAFTS}mine", f"{DRAFTS}{10**30}-x"]
+    for name in others:
+        (tmp_path / name).mkdir()
     Film(tmp_path / "film.gif").close()
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {f".video-{os.getpid()}-x", ".video-of-mine"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{DRAFTS}{os.getpid()}-x", *others}
 
 
 @pytest.mark.parametrize(
@@ -178,6 +224,11 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(
         (("left",), 2, "2"),
         (None, 3, "3"),
         (7, 3, "3"),
+        ("abc", 1, "1"),
+        ([40, 50], 1, "1"),
+        (np.array([40, 50]), 1, "1"),
+        (int, 1, "1"),
+        (open, 1, "1"),
         (("left", "right"), np.array([0, 1]), "0 1"),
         (None, np.array([0.5, -0.25], np.float32), "0.50 -0.25"),
         (None, np.float32(0.123), "0.12"),
@@ -187,6 +238,17 @@ def test_actions_are_named_where_that_makes_sense(names, action, shown):
     env = types.SimpleNamespace(actions=names)
     env.unwrapped = env
     assert film.action_name(env, action) == shown
+
+
+def test_an_environment_whose_actions_fail_has_numbers():
+    class Env:
+        unwrapped = property(lambda self: self)
+
+        @property
+        def actions(self):
+            raise RuntimeError
+
+    assert film.action_name(Env(), 1) == "1"
 
 
 def test_minigrid_names_its_actions():

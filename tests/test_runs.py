@@ -8,16 +8,18 @@ import sys
 import time
 from pathlib import Path
 
-import experiment
 import pytest
 import torch
-from input_error import InputError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
 import ppo_lstm
 import ppo_palmer
 import ppo_trxl
+from harness import run
+from harness.flags import run_script
+from harness.input_error import InputError
+from palmer_policy import TrXLPolicy
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = [ppo_palmer, ppo_lstm, ppo_trxl]
@@ -145,7 +147,7 @@ def rows_so_far(run_dir):
 @pytest.mark.parametrize("level", [0.05, None])
 def test_a_run_may_stop_once_enough_is_solved(level, monkeypatch, tmp_path):
     """With two recent episodes instead of 500, chance solves enough within the first rollouts."""
-    monkeypatch.setattr(ppo_palmer, "RECENT_EPISODES", 2)
+    monkeypatch.setattr(run, "RECENT_EPISODES", 2)
     args = tiny_args(ppo_palmer, tmp_path / "run", num_envs=16, total_timesteps=1024, eval_every=0)
     args.stop_at_success = level
     summary = ppo_palmer.main(args)
@@ -196,8 +198,8 @@ def test_evaluate_prints_one_json_object_alone(tmp_path):
 class PressesButtons(evaluate.gym.Wrapper):
     """Ends the first episode at the wrong object, the second at the right one; the others run until the limit."""
 
-    def reset(self, *, seed):
-        self.number, self.steps = seed % evaluate.SEED_BLOCK, 0
+    def reset(self, *, seed=None, options=None):
+        self.number, self.steps = (seed or 0) % evaluate.SEED_BLOCK, 0
         return self.env.reset(seed=seed)
 
     def step(self, action):
@@ -210,21 +212,21 @@ class PressesButtons(evaluate.gym.Wrapper):
 
 def test_evaluation_tells_time_outs_from_wrong_objects(monkeypatch, tmp_path):
     ppo_palmer.main(tiny_args(ppo_palmer, tmp_path / "run", total_timesteps=64, eval_every=0))
-    make = evaluate.make_real_env
-    monkeypatch.setattr(evaluate, "make_real_env", lambda *a, **k: PressesButtons(make(*a, **k)))
+    make = evaluate.gym.make
+    monkeypatch.setattr(evaluate.gym, "make", lambda *a, **k: PressesButtons(make(*a, **k)))
     result = evaluate.main(evaluate.Args(checkpoint=str(tmp_path / "run" / "checkpoint.pt"), episodes=5))
     assert (result["success_rate"], result["timeout_rate"]) == (0.2, 0.6)
 
 
 def test_evaluation_with_another_memory_length(monkeypatch, tmp_path):
     ppo_trxl.main(tiny_args(ppo_trxl, tmp_path / "run", total_timesteps=64, eval_every=0, memory_length=8))
-    remember, cached = ppo_trxl.TrXLPolicy.remember, []
+    remember, cached = TrXLPolicy.remember, []
 
     def watched(self, x, state, episode_start):
         cached.append(len(state.cache[0]))
         return remember(self, x, state, episode_start)
 
-    monkeypatch.setattr(ppo_trxl.TrXLPolicy, "remember", watched)
+    monkeypatch.setattr(TrXLPolicy, "remember", watched)
     for given, seen in ((None, 8), (5, 5), (30, 30)):
         cached.clear()
         file = str(tmp_path / "run" / "checkpoint.pt")
@@ -234,10 +236,8 @@ def test_evaluation_with_another_memory_length(monkeypatch, tmp_path):
 
 def test_a_video_shows_five_episodes(monkeypatch, tmp_path):
     shown = []
-    add = evaluate.EpisodeVideo.add
-    monkeypatch.setattr(
-        evaluate.EpisodeVideo, "add", lambda self, *a, **k: shown.append(k["episode"]) or add(self, *a, **k)
-    )
+    add = evaluate.Film.add
+    monkeypatch.setattr(evaluate.Film, "add", lambda self, *a, **k: shown.append(k["episode"]) or add(self, *a, **k))
     ppo_palmer.main(tiny_args(ppo_palmer, tmp_path / "run", total_timesteps=64, eval_every=0))
     file, video = tmp_path / "run" / "checkpoint.pt", tmp_path / "episodes.mp4"
     flags = {"episodes": 12, "max_episode_steps": 6, "video": str(video)}
@@ -281,7 +281,11 @@ def test_evaluation_counts_every_episode_once_and_its_seeds_are_held_out(monkeyp
         ("--env-id Nonsense-v0", "--env-id Nonsense-v0"),
         ("--env-id MiniGrid-MemoryS8-v0", "--env-id MiniGrid-MemoryS8-v0"),
         ("--env-id MiniGrid-MemoryS3-v0", "--env-id MiniGrid-MemoryS3-v0"),
-        ("--env-id Pendulum-v1", "--env-id Pendulum-v1"),
+        ("--env-kwargs 3", "--env-kwargs 3"),
+        ("--env-id no_such_module:Thing-v0", "--env-id no_such_module:Thing-v0"),
+        ("--gamma nan", "--gamma nan"),
+        ("--num-envs 1000000000000", "--num-envs 1000000000000"),
+        ("--seed 4294967296", "--seed 4294967296"),
         ("--env-id CartPole-v1 --env-backend table", "--env-backend table"),
         ("--agent-view-size 4", "--agent-view-size 4"),
         ("--max-episode-steps -1", "--max-episode-steps -1"),
@@ -301,7 +305,7 @@ def test_wrong_input_ends_in_one_sentence_before_training(flags, sentence, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["ppo_palmer.py", "--no-cuda", *flags.split()])
     with pytest.raises(SystemExit) as exit_:
-        experiment.run_script(ppo_palmer.main, ppo_palmer.Args, ppo_palmer.PRESETS, "")
+        run_script(ppo_palmer.main, ppo_palmer.Args, ppo_palmer.PRESETS, "")
     out, error = capsys.readouterr()
     assert exit_.value.code == 2
     assert error.count("\n") == 1 and error.startswith("error: ") and sentence in error

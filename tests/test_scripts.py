@@ -1,7 +1,6 @@
-"""What scripts/ promises: the environment's set-up, train.sh, sweep.sh and its table."""
+"""What scripts/ promises: the environment's set-up, train.sh, test.sh, sweep.sh and its table."""
 
 import csv
-import importlib
 import json
 import os
 import shutil
@@ -9,62 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from pathlib import Path
 
-import experiment
 import pytest
-
-import evaluate
-
-ROOT = Path(__file__).resolve().parent.parent
-
-# Stands for a training script: tells how it was called, and fails or stops where the test asks for it.
-TRAINING_SCRIPT = """
-import json, os, sys
-flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-folder = flags.get("--run-dir") or flags["--resume"]
-with open("calls.jsonl", "a") as calls:
-    threads = os.environ.get("OMP_NUM_THREADS")
-    calls.write(json.dumps({"script": sys.argv[0], "flags": flags, "threads": threads}) + "\\n")
-if flags["--seed"] == os.environ.get("FAILING_SEED"):
-    sys.exit("error: --seed fails on purpose")
-open(os.path.join(folder, "checkpoint.pt"), "w").close()
-print("trained")
-if flags["--seed"] == os.environ.get("STOPPING_SEED"):
-    sys.exit(0)
-algo = sys.argv[0].removeprefix("ppo_").removesuffix(".py")
-seed = int(flags["--seed"])
-summary = {
-    "algo": algo, "env_id": flags["--env-id"], "seed": seed, "steps": 1000 * seed, "seconds": 60.0 * seed,
-    "sps": 16.7, "run_dir": folder, "steps_to_0.95": 100 * seed, "seconds_to_0.95": 6.0,
-    "steps_to_0.99": 500 if seed == 1 else None, "seconds_to_0.99": 30.0 if seed == 1 else None,
-    "evaluation": {"success_rate": seed / 10, "success_ci_low": 0.05, "success_ci_high": 0.35,
-                   "mean_length": 14.0},
-}
-json.dump(summary, open(os.path.join(folder, "summary.json"), "w"))
-config = {"threads": 1, "versions": {"commit": "abc"}, "command": " ".join([sys.executable, *sys.argv])}
-json.dump(config, open(os.path.join(folder, "config.json"), "w"))
-with open(os.path.join(folder, "metrics.jsonl"), "w") as metrics:
-    metrics.write(json.dumps({"step": 1000 * seed, "charts/SPS": 1.0}) + "\\n")
-"""
+from stand_ins import ROOT, TRAINING_SCRIPT, make_repository, run
 
 
 @pytest.fixture
 def repository(tmp_path):
-    """A repository with the real scripts/ and stand-ins for the training scripts."""
-    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    for name in ("requirements.txt", "requirements-dev.txt"):
-        shutil.copy(ROOT / name, tmp_path)
-    for algo in ("palmer", "lstm", "trxl"):
-        (tmp_path / f"ppo_{algo}.py").write_text(TRAINING_SCRIPT)
-    return tmp_path
-
-
-def run(repository, script, *arguments, cwd=None, **environment):
-    environment = {**os.environ, **environment}
-    command = ["bash", str(repository / "scripts" / script), *arguments]
-    return subprocess.run(command, cwd=cwd or repository, env=environment, capture_output=True, text=True)
+    return make_repository(tmp_path)
 
 
 def sweep(repository, *flags, **environment):
@@ -75,7 +26,7 @@ def sweep(repository, *flags, **environment):
         "SEEDS": "1 2",
         **environment,
     }
-    return run(repository, "sweep.sh", *flags, **settings)
+    return run(repository, "scripts/sweep.sh", *flags, **settings)
 
 
 def calls(repository):
@@ -253,25 +204,25 @@ def notes(repository):
 
 
 def test_train_installs_on_the_first_call_only(repository, fake_python):
-    assert run(repository, "train.sh", "--seed", "3", cwd="/", **fake_python).returncode == 0
+    assert run(repository, "scripts/train.sh", "--seed", "3", cwd="/", **fake_python).returncode == 0
     assert notes(repository) == ["venv", "pip requirements.txt", "ran ppo_palmer.py --seed 3"]
-    assert run(repository, "train.sh", SCRIPT="ppo_lstm.py", **fake_python).returncode == 0
+    assert run(repository, "scripts/train.sh", SCRIPT="ppo_lstm.py", **fake_python).returncode == 0
     assert notes(repository) == ["ran ppo_lstm.py"]
 
 
 def test_changed_requirements_are_installed(repository, fake_python):
-    run(repository, "train.sh", **fake_python)
+    run(repository, "scripts/train.sh", **fake_python)
     notes(repository)
     with open(repository / "requirements.txt", "a") as requirements:
         requirements.write("rliable==1.2.0\n")
-    run(repository, "train.sh", **fake_python)
+    run(repository, "scripts/train.sh", **fake_python)
     assert notes(repository) == ["pip requirements.txt", "ran ppo_palmer.py"]
 
 
 def test_a_failed_install_is_repaired_at_the_next_call(repository, fake_python):
-    assert run(repository, "train.sh", PIP_FAILS="1", **fake_python).returncode != 0
+    assert run(repository, "scripts/train.sh", PIP_FAILS="1", **fake_python).returncode != 0
     assert notes(repository) == ["venv", "pip requirements.txt"]
-    assert run(repository, "train.sh", **fake_python).returncode == 0
+    assert run(repository, "scripts/train.sh", **fake_python).returncode == 0
     assert notes(repository) == ["venv", "pip requirements.txt", "ran ppo_palmer.py"]
 
 
@@ -288,13 +239,13 @@ def test_an_interrupted_install_is_repaired_at_the_next_call(repository, fake_py
     process.wait()
     (repository / ".venv" / "half_installed").touch()
     notes(repository)
-    assert run(repository, "train.sh", **fake_python).returncode == 0
+    assert run(repository, "scripts/train.sh", **fake_python).returncode == 0
     assert notes(repository) == ["venv", "pip requirements.txt", "ran ppo_palmer.py"]
     assert not (repository / ".venv" / "half_installed").exists()
 
 
 def test_too_old_python_is_refused(repository, fake_python):
-    result = run(repository, "train.sh", TOO_OLD="1", **fake_python)
+    result = run(repository, "scripts/train.sh", TOO_OLD="1", **fake_python)
     assert result.returncode != 0
     assert "Python 3.11 or newer is needed" in result.stderr
     assert not (repository / ".venv").exists()
@@ -302,19 +253,19 @@ def test_too_old_python_is_refused(repository, fake_python):
 
 def test_an_environment_of_ones_own_is_used_as_it_is(repository, fake_python):
     own = {**fake_python, "PYTHON": str(repository / "fake_bin" / "python3")}
-    assert run(repository, "train.sh", **own).returncode == 0
+    assert run(repository, "scripts/train.sh", **own).returncode == 0
     assert notes(repository) == ["ran ppo_palmer.py"]
 
 
 def test_unknown_script_is_refused(repository, fake_python):
-    result = run(repository, "train.sh", SCRIPT="ppo_dqn.py", **fake_python)
+    result = run(repository, "scripts/train.sh", SCRIPT="ppo_dqn.py", **fake_python)
     assert result.returncode == 2
     assert "SCRIPT=ppo_dqn.py" in result.stderr
     assert notes(repository) == []
 
 
 def test_test_script_installs_the_tools_and_checks_style_then_tests(repository, fake_python):
-    assert run(repository, "test.sh", "-k", "gate", **fake_python).returncode == 0
+    assert run(repository, "scripts/test.sh", "-k", "gate", **fake_python).returncode == 0
     assert notes(repository) == [
         "venv",
         "pip requirements-dev.txt",
@@ -328,68 +279,3 @@ def test_ci_runs_the_tests(repository, fake_python):
     shutil.copytree(ROOT / ".ci", repository / ".ci")
     subprocess.run([str(repository / ".ci" / "run")], env={**os.environ, **fake_python}, cwd="/", check=True)
     assert notes(repository)[-1] == "ran -m pytest -q"
-
-
-# ---------------------------------------------------------------- benchmark.sh
-
-
-def benchmark(repository, part, **environment):
-    return run(repository, "benchmark.sh", part, PYTHON=sys.executable, **environment)
-
-
-def test_benchmark_runs_every_ablation_and_collects_it(repository):
-    result = benchmark(repository, "ablations", ENVS="Maze-v0", SEEDS="1 2")
-    assert result.returncode == 0, result.stderr
-    rows = list(csv.DictReader((repository / "results/ablations/runs.csv").open()))
-    assert len(rows) == 2 * len({row["experiment"] for row in rows}) == 16
-    command = {row["experiment"]: row["command"] for row in rows}
-    assert command["no_memory"].endswith("--forget")
-    assert command["plain_ppo"].endswith("--recall-coef 0 --visit-bonus 0")
-    assert {row["algo"] for row in rows} == {"palmer"}
-
-
-def test_benchmark_repeats_the_original_with_its_one_lstm_layer(repository):
-    result = benchmark(repository, "original")
-    assert result.returncode == 0, result.stderr
-    rows = list(csv.DictReader((repository / "results/original/runs.csv").open()))
-    assert Counter((row["experiment"], row["algo"]) for row in rows) == {
-        (experiment, algo): 4 for experiment in ("plain_ppo", "with_aids") for algo in ("palmer", "lstm", "trxl")
-    }, "not each agent once on each of the four mazes"
-    for row in rows:
-        assert "--preset report" in row["command"]
-        assert ("--lstm-layers 1" in row["command"]) == (row["algo"] != "trxl")
-        assert ("--visit-bonus 0.3" in row["command"]) == (row["experiment"] == "with_aids")
-
-
-@pytest.mark.parametrize("part", ["main", "alone", "ablations", "original", "larger"])
-def test_every_run_of_the_benchmark_is_one_that_its_script_accepts(repository, part, monkeypatch):
-    names = {"SEEDS": "1", "LARGER_SEEDS": "1"}
-    assert benchmark(repository, part, **names).returncode == 0
-    rows = list(csv.DictReader((repository / f"results/{part}/runs.csv").open()))
-    for row in rows:
-        words = row["command"].split()
-        monkeypatch.setattr(sys, "argv", words[1:])
-        script = importlib.import_module(words[1].removesuffix(".py"))
-        experiment.check_args(experiment.parse_args(script.Args, script.PRESETS), num_processes=1)
-    assert {row["algo"] for row in rows} == ({"palmer"} if part in ("alone", "ablations") else set(evaluate.SCRIPTS))
-
-
-def test_benchmark_gives_a_run_alone_the_whole_machine(repository):
-    result = benchmark(repository, "alone", ENVS="Maze-v0", SEEDS="1", JOBS="2")
-    assert result.returncode == 0, result.stderr
-    (row,) = csv.DictReader((repository / "results/alone/runs.csv").open())
-    assert row["algo"] == "palmer" and "--stop-at-success 0.99" in row["command"]
-
-
-def test_benchmark_goes_on_after_a_failure_and_tells(repository):
-    result = benchmark(repository, "main", ENVS="Maze-v0", SEEDS="1 2", ALGOS="lstm", FAILING_SEED="1")
-    assert result.returncode == 1
-    assert "1 runs are unfinished" in result.stderr
-    assert len(list(csv.DictReader((repository / "results/main/runs.csv").open()))) == 1
-    assert benchmark(repository, "main", ENVS="Maze-v0", SEEDS="1 2", ALGOS="lstm").returncode == 0
-
-
-def test_benchmark_refuses_an_unknown_part(repository):
-    result = benchmark(repository, "everything")
-    assert result.returncode == 2
-    assert "must be main, alone, ablations" in result.stderr

@@ -1,10 +1,12 @@
-"""The study's scripts: the search, the tables of results, the report's tables, published checkpoints, the gate."""
+"""What study/ promises: the experiments, the search, tables and figures, published checkpoints, gate and starts."""
 
 import csv
+import importlib
 import json
 import math
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,17 @@ import optuna
 import pandas as pd
 import pytest
 import torch
-from input_error import InputError
+from matplotlib.figure import Figure
+from stand_ins import make_repository, run
 
 import evaluate
 import ppo_lstm
 import ppo_palmer
-from palmer_policy import PolicyOutput
-from scripts import (
+import ppo_trxl
+from harness.flags import check_args, parse_args
+from harness.input_error import InputError
+from palmer_policy import POLICIES, PolicyOutput
+from study import (
     collect_results,
     measure_gate,
     measure_starts,
@@ -29,8 +35,159 @@ from scripts import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
+PUBLISHED = ROOT / "pretrained/palmer__MiniGrid-MemoryS11-v0.pt"
 SHORT = {"env_id": "MiniGrid-MemoryS5-v0", "num_envs": 8, "num_steps": 16, "num_minibatches": 2, "width": 16}
 SHORT |= {"cuda": False, "eval_every": 0, "final_eval_episodes": 4, "obs_mode": "symbolic"}
+
+
+# ------------------------------------------------------------------------------------------ benchmark.sh
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return make_repository(tmp_path)
+
+
+def benchmark(repository, part, **environment):
+    return run(repository, "study/benchmark.sh", *part.split(), PYTHON=sys.executable, **environment)
+
+
+def test_benchmark_runs_every_ablation_and_collects_it(repository):
+    result = benchmark(repository, "ablations", ENVS="Maze-v0", SEEDS="1 2")
+    assert result.returncode == 0, result.stderr
+    rows = list(csv.DictReader((repository / "results/ablations/runs.csv").open()))
+    assert len(rows) == 2 * len({row["experiment"] for row in rows}) == 16
+    command = {row["experiment"]: row["command"] for row in rows}
+    assert command["no_memory"].endswith("--forget")
+    assert command["plain_ppo"].endswith("--age-coef 0 --recall-coef 0 --visit-bonus 0")
+    assert {row["algo"] for row in rows} == {"palmer"}
+
+
+def test_benchmark_repeats_the_original_with_its_one_lstm_layer(repository):
+    result = benchmark(repository, "original")
+    assert result.returncode == 0, result.stderr
+    rows = list(csv.DictReader((repository / "results/original/runs.csv").open()))
+    assert Counter((row["experiment"], row["algo"]) for row in rows) == {
+        (experiment, algo): 4 for experiment in ("plain_ppo", "with_aids") for algo in ("palmer", "lstm", "trxl")
+    }, "not each agent once on each of the four mazes"
+    for row in rows:
+        assert "--preset report" in row["command"]
+        assert ("--lstm-layers 1" in row["command"]) == (row["algo"] != "trxl")
+        assert ("--visit-bonus 0.3" in row["command"]) == (row["experiment"] == "with_aids")
+
+
+@pytest.mark.parametrize("part", ["main", "alone", "ablations", "original", "larger"])
+def test_every_run_of_the_benchmark_is_one_that_its_script_accepts(repository, part, monkeypatch):
+    names = {"SEEDS": "1", "LARGER_SEEDS": "1"}
+    assert benchmark(repository, part, **names).returncode == 0
+    rows = list(csv.DictReader((repository / f"results/{part}/runs.csv").open()))
+    for row in rows:
+        words = row["command"].split()
+        monkeypatch.setattr(sys, "argv", words[1:])
+        script = importlib.import_module(words[1].removesuffix(".py"))
+        args = parse_args(script.Args, script.PRESETS)
+        check_args(args)
+        assert args.num_envs % args.num_minibatches == 0
+    assert {row["algo"] for row in rows} == ({"palmer"} if part in ("alone", "ablations") else set(POLICIES))
+
+
+def test_benchmark_gives_a_run_alone_the_whole_machine(repository):
+    result = benchmark(repository, "alone", ENVS="Maze-v0", SEEDS="1", JOBS="2")
+    assert result.returncode == 0, result.stderr
+    (row,) = csv.DictReader((repository / "results/alone/runs.csv").open())
+    assert row["algo"] == "palmer" and "--stop-at-success 0.99" in row["command"]
+
+
+def test_benchmark_goes_on_after_a_failure_and_tells(repository):
+    result = benchmark(repository, "main", ENVS="Maze-v0", SEEDS="1 2", ALGOS="lstm", FAILING_SEED="1")
+    assert result.returncode == 1
+    assert "1 runs are unfinished" in result.stderr
+    assert len(list(csv.DictReader((repository / "results/main/runs.csv").open()))) == 1
+    assert benchmark(repository, "main", ENVS="Maze-v0", SEEDS="1 2", ALGOS="lstm").returncode == 0
+
+
+@pytest.mark.parametrize("part", ["everything", "", "main --total-timesteps 100", "main alone"])
+def test_benchmark_refuses_an_unknown_part(repository, part):
+    result = benchmark(repository, part)
+    assert result.returncode == 2
+    assert "must be main, alone, ablations" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not (repository / "runs").exists()
+
+
+# Stands for evaluate.py: prints its flags, or fails when the agent is the one the test names.
+EVALUATION = """
+import json, os, sys
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+if flags["--checkpoint"] == os.environ.get("FAILING_AGENT"):
+    sys.exit("error: evaluation fails on purpose")
+print(json.dumps(flags))
+"""
+
+
+def finished_run(repository, folder):
+    """-> its checkpoint, as a flag names it."""
+    (repository / folder).mkdir(parents=True)
+    for name in ("checkpoint.pt", "summary.json"):
+        (repository / folder / name).touch()
+    return f"{folder}/checkpoint.pt"
+
+
+def published_tables(repository):
+    """Files of results/generalise and what they hold; at first, one table."""
+    folder = repository / "results/generalise"
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        (folder / "runs.jsonl").write_text("earlier\n")
+    return {file.name: file.read_text() for file in folder.iterdir()}
+
+
+def test_larger_mazes_are_not_played_without_agents(repository):
+    earlier = published_tables(repository)
+    result = benchmark(repository, "generalise")
+    assert result.returncode == 2
+    assert "runs/main has no agent of S17Random" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert published_tables(repository) == earlier
+
+
+@pytest.mark.parametrize("unfinished", ["runs/main/lstm__S17Random__s2", "runs/ablations/gate_floor/S17Random__s1"])
+def test_larger_mazes_are_not_played_by_agents_that_still_train(repository, unfinished):
+    earlier = published_tables(repository)
+    finished_run(repository, "runs/main/lstm__S17Random__s1")
+    (repository / finished_run(repository, unfinished)).with_name("summary.json").unlink()
+    result = benchmark(repository, "generalise")
+    assert result.returncode == 2 and f"{unfinished} has not finished" in result.stderr
+    assert published_tables(repository) == earlier
+
+
+def test_a_failed_evaluation_leaves_the_table_as_it_was(repository):
+    (repository / "evaluate.py").write_text(EVALUATION)
+    earlier = published_tables(repository)
+    finished_run(repository, "runs/main/lstm__S17Random__s1")
+    result = benchmark(
+        repository, "generalise", FAILING_AGENT=finished_run(repository, "runs/main/lstm__S17Random__s2")
+    )
+    assert result.returncode == 1 and "evaluation fails on purpose" in result.stderr
+    assert result.stdout.count("runs/main/lstm__S17Random__s1") == 6, "nothing was played before"
+    assert published_tables(repository) == earlier
+
+
+def test_larger_mazes_are_played_by_all_agents(repository):
+    (repository / "evaluate.py").write_text(EVALUATION)
+    published_tables(repository)
+    agents = [finished_run(repository, f"runs/main/{algo}__S17Random__s1") for algo in ("lstm", "palmer")]
+    ablated = finished_run(repository, "runs/ablations/relu_head/palmer__S17Random__s1")
+    finished_run(repository, "runs/main/lstm__S11__s1")
+    result = benchmark(repository, "generalise")
+    assert result.returncode == 0, result.stderr
+    tables = published_tables(repository)
+    assert tables.keys() == {"runs.jsonl", "relu_head.jsonl"}
+    games = [json.loads(line) for line in tables["runs.jsonl"].splitlines()]
+    assert [game["--checkpoint"] for game in games] == [agents[0]] * 6 + [agents[1]] * 7
+    sizes = [int(game["--env-id"].removeprefix("MiniGrid-MemoryS").removesuffix("Random-v0")) for game in games]
+    assert sizes == [17, 21, 25, 33, 49, 65] * 2 + [65]
+    assert [int(game["--max-episode-steps"]) for game in games] == [96 * size // 17 for size in sizes]
+    ablated_games = [json.loads(line) for line in tables["relu_head.jsonl"].splitlines()]
+    assert [game["--checkpoint"] for game in ablated_games] == [ablated] * 7
 
 
 # ---------------------------------------------------------------------------------------------- collecting
@@ -85,9 +242,42 @@ def test_a_dip_counts_from_the_step_that_reached_the_level():
 
 
 def test_nothing_to_collect_is_an_error(tmp_path):
-    command = [sys.executable, ROOT / "scripts/collect_results.py", tmp_path, tmp_path / "out"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "study.collect_results", tmp_path, tmp_path / "out"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1 and "holds no finished run" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def collect(out, monkeypatch):
+    write_run(out.parent / "runs/plain", rows=[logged(4_000, 0.1)])
+    monkeypatch.setattr(sys, "argv", ["", str(out.parent / "runs"), str(out.parent)])
+    collect_results.main()
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        collect,
+        lambda out, _: measure_gate.main(measure_gate.Options((PUBLISHED,), out, episodes=5)),
+        lambda out, _: measure_starts.main(measure_starts.Options((PUBLISHED,), out, episodes=2)),
+        lambda out, _: shortest_ways.main(shortest_ways.Options(("MiniGrid-MemoryS5-v0",), out)),
+    ],
+    ids=["collect_results", "measure_gate", "measure_starts", "shortest_ways"],
+)
+def test_a_table_stays_until_the_next_one_is_written(program, tmp_path, monkeypatch):
+    out = tmp_path / "runs.csv"
+    out.write_text("earlier")
+
+    def half(writer, rows):
+        writer.writerow(rows[0])
+        raise OSError("disk full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(csv.DictWriter, "writerows", half)
+        with pytest.raises(OSError, match="disk full"):
+            program(out, monkeypatch)
+    assert out.read_text() == "earlier"
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["runs.csv"]
 
 
 # ---------------------------------------------------------------------------------------------- the report
@@ -219,6 +409,60 @@ def test_tables_in_documents_are_replaced_where_marked(tmp_path, monkeypatch):
     )
 
 
+def test_a_document_stays_until_the_next_one_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(plot_results, "ROOT", tmp_path)
+    (tmp_path / "REPORT.md").write_bytes(document := b"a\n<!-- table x -->\nold\n<!-- end -->\nb\n")
+
+    def half(file, text, **_):
+        file.write_bytes(text.encode()[: len(text) // 2])
+        raise OSError("disk full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "write_text", half)
+        with pytest.raises(OSError, match="disk full"):
+            plot_results.replace_table("x", "new")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("REPORT.md", document)]
+
+
+def test_a_figure_stays_until_the_next_one_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(plot_results, "ROOT", tmp_path)
+    figure, _ = plot_results.panels(1)
+    plot_results.save(figure, "x")
+    file = tmp_path / "results/figures/x.png"
+    drawn = file.read_bytes()
+    assert drawn.startswith(b"\x89PNG")
+
+    def half(figure, file, **_):
+        Path(file).write_bytes(drawn[:100])
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(OSError, match="disk full"):
+        plot_results.save(figure, "x")
+    assert list(file.parent.iterdir()) == [file] and file.read_bytes() == drawn
+
+
+@pytest.mark.parametrize(
+    ("present", "missing"),
+    [
+        ([], "main/runs"),
+        (["main/runs"], "main/curves"),
+        (["main/runs", "main/curves", "larger/runs"], "larger/curves"),
+    ],
+)
+def test_nothing_is_drawn_unless_all_can_be(present, missing, tmp_path, monkeypatch):
+    for name in present:
+        (tmp_path / "results" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"results/{name}.csv").write_bytes((ROOT / f"results/{name}.csv").read_bytes())
+    monkeypatch.setattr(plot_results, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", [""])
+    with pytest.raises(
+        SystemExit, match=rf"results/{missing}\.csv is missing; make it with: bash study/benchmark\.sh"
+    ):
+        plot_results.main()
+    assert not (tmp_path / "results/figures").exists()
+
+
 # --------------------------------------------------------------------------------------------- shortest ways
 
 
@@ -274,9 +518,21 @@ def test_showing_a_search_leaves_it_alone(tmp_path, capsys):
     copy.write_bytes(published.read_bytes())
     tune.main(tune.Options(study=copy, show=True))
     assert "9 complete" in capsys.readouterr().out and copy.read_bytes() == published.read_bytes()
-    with pytest.raises(SystemExit, match="--study .*none.log"):
+    with pytest.raises(InputError, match="--study .*none.log"):
         tune.main(tune.Options(study=tmp_path / "none.log", show=True))
     assert not (tmp_path / "none.log").exists()
+
+
+def test_the_search_starts_from_the_settings_of_the_scripts():
+    settings = tune.suggest(optuna.trial.FixedTrial(tune.DEFAULTS))
+    for script in (ppo_palmer, ppo_lstm, ppo_trxl):
+        assert settings == pytest.approx({name: getattr(script.Args(), name) for name in settings})
+
+
+def test_a_search_without_trials_is_refused(tmp_path):
+    with pytest.raises(InputError, match="--trials 0: must be from 1"):
+        tune.main(tune.Options(study=tmp_path / "journal.log", trials=0))
+    assert not (tmp_path / "journal.log").exists()
 
 
 def test_a_run_that_does_not_get_there_counts_twice_its_steps():
@@ -289,7 +545,7 @@ def test_a_run_that_does_not_get_there_counts_twice_its_steps():
 
 def test_a_run_is_judged_when_it_first_gets_there(monkeypatch):
     def run(command, **_):
-        flags = dict(zip(command[3::2], command[4::2], strict=True))
+        flags = dict(zip(command[2::2], command[3::2], strict=True))
         assert flags["--stop-at-success"] == "0.95" and flags["--seed"] == "1000" and flags["--ent-coef"] == "0.1"
         summary = {"steps": 90_000, "seconds": 70.0, "steps_to_0.95": 50_000, "seconds_to_0.95": 60.0}
         Path(flags["--run-dir"], "summary.json").write_text(json.dumps(summary))
@@ -314,6 +570,24 @@ def test_published_checkpoints_play_as_the_whole_ones(tmp_path, capsys):
     assert evaluate.main(evaluate.Args(checkpoint=str(file), episodes=4)) == expected
 
 
+def test_checkpoints_are_published_all_or_none(tmp_path):
+    finished, unfinished = (tmp_path / f"runs/{algo}__MiniGrid-MemoryS11-v0__s1" for algo in ("palmer", "trxl"))
+    for folder in (finished, unfinished):
+        folder.mkdir(parents=True)
+        (folder / "checkpoint.pt").write_bytes(PUBLISHED.read_bytes())
+    (finished / "summary.json").touch()
+    options = publish_checkpoints.Options(tmp_path / "runs", tmp_path / "pretrained")
+    with pytest.raises(InputError, match=r"trxl__.*__s1: has not finished"):
+        publish_checkpoints.main(options)
+    (unfinished / "summary.json").touch()
+    (unfinished / "checkpoint.pt").write_bytes(PUBLISHED.read_bytes()[:1000])
+    with pytest.raises(InputError, match="the file is damaged"):
+        publish_checkpoints.main(options)
+    with pytest.raises(InputError, match="holds no run of seed 2"):
+        publish_checkpoints.main(publish_checkpoints.Options(tmp_path / "runs", tmp_path / "pretrained", seed=2))
+    assert not (tmp_path / "pretrained").exists()
+
+
 def test_gate_is_measured_by_phase(tmp_path):
     run = tmp_path / "run"
     ppo_palmer.main(ppo_palmer.Args(**SHORT, total_timesteps=256, run_dir=str(run), fixed_gate=0.25))
@@ -329,15 +603,49 @@ def test_gate_is_measured_by_phase(tmp_path):
 # ---------------------------------------------------------------------------------------- lost episodes
 
 
-def test_lost_episodes_are_told_apart():
-    def moment(reward=0.0, terminated=False, truncated=False, phase="at the fork", value=0.0):
-        output = PolicyOutput(torch.zeros(1, 1, 3), torch.full((1, 1), value), torch.zeros(1, 1, 4), None)
-        return measure_gate.Moment(True, 1, phase, output, reward, terminated, truncated)
+class Corridor:
+    """An environment whose episode ends as is written down; the agent stands in column 2, of a fork in column 8."""
 
-    first = moment(value=0.5)
-    ends = [moment(0.9, True, value=1.0), moment(terminated=True), moment(truncated=True)]
-    ends += [moment(terminated=True, truncated=True, phase="before the cue")]
-    assert measure_starts.summary([(first, end, 10 + i) for i, end in enumerate(ends)]) == {
+    height, success_pos, agent_pos = 7, (9, 1), (2, 3)
+
+    def __init__(self, length, terminated=False, truncated=False, success=False, sees_cue=True):
+        self.unwrapped, self.sees_cue = self, sees_cue
+        self.steps = [(False, False, False)] * (length - 1) + [(terminated, truncated, success)]
+
+    def agent_sees(self, column, row):
+        assert (column, row) == (1, 2), "the cue's place"
+        return self.sees_cue
+
+    def get_wrapper_attr(self, name):
+        return {"tells": True}[name]
+
+    def step(self, action):
+        terminated, truncated, success = self.steps.pop(0)
+        return (), float(success), terminated, truncated, {"is_success": success}
+
+
+def played(corridor, values):
+    """The moments of an episode in the corridor, with the first and the last value estimates."""
+    episode = evaluate.Episode(corridor, slot=0, number=0, obs=())
+    estimates = [values[0], *[0.25] * (len(corridor.steps) - 2), values[1]]
+    for value in estimates:
+        output = PolicyOutput(torch.zeros(1, 1, 3), torch.full((1, 1), value), torch.zeros(1, 1, 4), None)
+        yield episode.moment(output, None, 0, 0)
+        episode.act(0, None)
+    yield episode.moment()
+
+
+def test_lost_episodes_are_told_apart():
+    corridors = [
+        (Corridor(10, terminated=True, success=True), (0.5, 1.0)),
+        (Corridor(11, terminated=True), (0.5, 0.0)),
+        (Corridor(12, truncated=True), (0.5, 0.0)),
+        (Corridor(13, terminated=True, truncated=True, sees_cue=False), (0.5, 0.0)),
+    ]
+    moments = [moment for corridor, values in corridors for moment in played(corridor, values)]
+    episodes = list(measure_starts.episodes_of(moments))
+    assert {episode.column for episode in episodes} == {2}
+    assert measure_starts.summary(episodes) == {
         "episodes": 4,
         "success": 0.25,
         "wrong_object": 0.5,
@@ -348,6 +656,18 @@ def test_lost_episodes_are_told_apart():
         "first_value": 0.5,
         "last_value": 0.25,
     }
+
+
+def test_phases_begin_with_the_first_view_of_the_cue_and_with_the_fork():
+    corridor = Corridor(6, terminated=True, sees_cue=False)
+    phases = []
+    for moment, phase in measure_gate.with_phases(played(corridor, (0.0, 0.0))):
+        phases.append(phase)
+        # What the agent will see and where it will stand when it acts next.
+        corridor.sees_cue = moment.step == 1
+        corridor.agent_pos = (8 if moment.step >= 3 else 2, 3)
+    before, after, fork = measure_gate.PHASES
+    assert phases == [before, before, after, after, fork, fork, fork]
 
 
 def test_starts_are_those_of_the_maze(tmp_path):
@@ -371,8 +691,10 @@ def test_starts_are_those_of_the_maze(tmp_path):
 def test_measuring_refuses_what_it_cannot_measure(script, tmp_path):
     with pytest.raises(InputError, match="name at least one"):
         script.main(script.Options(out=tmp_path / "out.csv"))
+    with pytest.raises(InputError, match="--episodes 0: must be from 1"):
+        script.main(script.Options((PUBLISHED,), tmp_path / "out.csv", episodes=0))
     with pytest.raises(InputError, match=r"none\.pt: there is no such file"):
-        script.main(script.Options((tmp_path / "none.pt",), tmp_path / "out.csv"))
+        script.main(script.Options((PUBLISHED, tmp_path / "none.pt"), tmp_path / "out.csv", episodes=10**6))
     run = tmp_path / "run"
     other = SHORT | {"env_id": "CartPole-v1", "total_timesteps": 256, "run_dir": str(run)}
     ppo_palmer.main(ppo_palmer.Args(**other))
@@ -389,4 +711,6 @@ def test_the_gate_is_measured_where_there_is_one(tmp_path):
 
 def test_shortest_ways_are_those_of_memory_mazes():
     with pytest.raises(InputError, match="--env-ids CartPole-v1: must be mazes"):
-        shortest_ways.shortest_length("CartPole-v1")
+        shortest_ways.main(shortest_ways.Options(("MiniGrid-MemoryS5-v0", "CartPole-v1")))
+    with pytest.raises(InputError, match="--env-ids: none given"):
+        shortest_ways.main(shortest_ways.Options(()))

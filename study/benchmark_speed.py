@@ -1,18 +1,19 @@
 """How fast the agents train, how much of the machine's arithmetic they use, and how much memory they take.
 
-    python scripts/benchmark_speed.py              all agents and presets, the environments alone: speed.json, .png
-    python scripts/benchmark_speed.py --growth     PALMER at growing sizes: growth.json, growth_*.png
-    OMP_NUM_THREADS=1 python scripts/benchmark_speed.py     with one thread; the default is PyTorch's own choice
+    python -m study.benchmark_speed              all agents and presets, the environments alone: speed.json, .png
+    python -m study.benchmark_speed --growth     PALMER at growing sizes: growth.json, growth_*.png
+    OMP_NUM_THREADS=1 python -m study.benchmark_speed     with one thread; the default is PyTorch's own choice
 
-Needs requirements-plots.txt. Every configuration trains in a process of its own, by its script's own `rollout`,
-`advantages` and `update`, on MiniGrid-MemoryS13-v0 from RGB:
+Needs requirements-plots.txt. Every configuration trains in a process of its own, by its script's own `rollout` and
+`update` and with the memory aids between them, on MiniGrid-MemoryS13-v0 from RGB:
 
 1. rollouts until the agent's memory is full, so that none is cheap because it is empty;
 2. a warm-up iteration (a rollout and one epoch), in which floating-point operations are counted: matrix products,
    convolutions and attention as the kernels compute them, so with the masked keys and, backwards, the scores that
    are computed a second time. Element by element operations do not count;
 3. iterations until --seconds are over, one at least. The one with the median duration is reported. Phases are
-   timed by wrapping the functions while they run; on a GPU that waits for it before and after each;
+   timed by wrapping the functions while they run; on a GPU that waits for it before and after each. The phase of
+   the memory aids is what they make of a rollout; their losses are part of the update;
 4. on a CPU, one more minibatch under PyTorch's profiler: where its time goes, by kind of operation;
 5. fp32 products of 2048 x 2048 matrices, once more before the first configuration. The utilisation is the share
    that the training reaches of their median rate, from just before and after it.
@@ -40,16 +41,22 @@ from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch
-from experiment import describe_session, run_script, seed_everything, write_json
-from input_error import InputError
-from memory_envs import make_envs
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from harness.checkpoint import write_json
+from harness.flags import Range, check_args, run_script
+from harness.folder import describe_session
+from harness.input_error import InputError
+from harness.randomness import seed_everything
+from harness.return_scale import ReturnScale
+from memory_aids import MemoryAids
+from palmer_policy import make_policy
+from study.files import whole
+from tasks import TaskArgs, make_envs
 
 # matplotlib is imported where it draws: it would count as memory of the agents, and no agent needs it.
 
@@ -64,7 +71,7 @@ KINDS = {
     "convolutions": ("::mkldnn_convolution", "::convolution_backward", "::_slow_conv2d_forward"),
     "attention": ("_attention_for_cpu", "_attention_for_cpu_backward"),
 }
-PHASES = ("environment", "policy in the rollout", "rest of the rollout", "advantages", "update")
+PHASES = ("environment", "policy in the rollout", "rest of the rollout", "memory aids", "advantages", "update")
 
 
 @dataclass
@@ -73,7 +80,7 @@ class Options:
     """folder for the figures and tables"""
     growth: bool = False
     """measure PALMER at growing memory lengths, numbers of environments and widths instead"""
-    seconds: float = 5.0
+    seconds: Annotated[float, Range(0, 3600)] = 5.0
     """time for the timed iterations of each configuration; one iteration is made in any case"""
 
 
@@ -121,13 +128,30 @@ def growth_configurations() -> dict[str, list[Configuration]]:
 
 
 class Agent(NamedTuple):
-    """What a training script's `main` makes before its first rollout."""
+    """What a training script's `main` makes before its first rollout, and what it then does in every iteration."""
 
     script: ModuleType
     args: Any
     envs: Any
     policy: torch.nn.Module
+    aids: MemoryAids
+    scale: ReturnScale
     optimizer: torch.optim.Optimizer
+
+    def play(self, carry: Any) -> tuple[Any, Any]:
+        """What `main` does before an update, at its start -> the rollout, the next carry."""
+        batch, carry = self.script.rollout(self.args, self.policy, self.envs, carry)
+        batch = batch._replace(reward=batch.reward / self.scale.learn(batch.episode[..., 3]))
+        return self.aids.first_visits(batch, carry, fading=1.0)
+
+    def learn(self, batch: Any) -> None:
+        """The update, and what `main` does after it."""
+        table = self.envs.observations
+        self.script.update(self.args, self.policy, self.optimizer, self.aids, table, batch, self.args.ent_coef)
+        self.policy.encoder.learn_statistics(table.frames, batch.obs)
+
+    def with_flags(self, **flags: Any) -> "Agent":
+        return self._replace(args=dataclasses.replace(self.args, **flags))
 
 
 def make_agent(configuration: Configuration) -> Agent:
@@ -135,21 +159,14 @@ def make_agent(configuration: Configuration) -> Agent:
     script = importlib.import_module(f"ppo_{algo}")
     flags = {"env_id": ENV_ID, "obs_mode": "rgb", **script.PRESETS[preset], **flags}
     args = script.Args(preset=preset, **flags)
-    seed_everything(args.seed, args.torch_deterministic)
-    envs = make_envs(
-        args.env_id,
-        args.num_envs,
-        obs_mode=args.obs_mode,
-        max_episode_steps=args.max_episode_steps,
-        seed=args.seed,
-        device=DEVICE,
-    )
-    table = envs.observations
-    policy = script.make_agent(args, table.space, envs.action_space, table.capacity).to(DEVICE)
-    if DEVICE.type == "cuda":
-        policy.fix_shapes()
-    optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    return Agent(script, args, envs, policy, optimizer)
+    seed_everything(args.seed)
+    envs = make_envs(args, args.num_envs, seed=args.seed, device=DEVICE)
+    policy = make_policy(algo, vars(args), envs.observations.space, envs.action_space).to(DEVICE)
+    policy.fix_shapes(DEVICE.type == "cuda")
+    aids = MemoryAids(args, envs, args.width, DEVICE)
+    learned = [*policy.parameters(), *aids.heads.parameters()]
+    optimizer = torch.optim.Adam(learned, lr=args.learning_rate, eps=1e-5, fused=True)
+    return Agent(script, args, envs, policy, aids, ReturnScale(DEVICE), optimizer)
 
 
 def measure_agent(
@@ -187,7 +204,7 @@ def measure_agent(
         **configuration._asdict(),
         "num_envs": args.num_envs,
         "num_steps": args.num_steps,
-        "parameters": sum(p.numel() for p in agent.policy.parameters()),
+        "parameters": sum(p.numel() for p in agent.optimizer.param_groups[0]["params"]),
         "iterations": len(iterations),
         "steps_per_second": steps_per_second,
         "microseconds_per_step": {phase: 1e6 * time / steps for phase, time in median.items()},
@@ -207,30 +224,29 @@ def measure_agent(
 
 def fill_memory(agent: Agent) -> Any:
     """Play until the memory is as full as it gets -> what the next rollout starts from."""
-    script, args, envs, policy, _ = agent
-    carry = script.first_carry(policy, envs)
-    fill = min(getattr(args, "memory_length", 1), envs.max_episode_steps)
-    steps = min(fill, args.num_steps)  # longer rollouts than the measured ones could take more memory than those
+    carry = agent.script.first_carry(agent.policy, agent.envs, agent.aids)
+    fill = min(getattr(agent.args, "memory_length", 1), agent.envs.max_episode_steps)
+    # Longer rollouts than the measured ones could take more memory than those.
+    steps = min(fill, agent.args.num_steps)
     for _ in range(0, fill, steps):
-        _, carry = script.rollout(dataclasses.replace(args, num_steps=steps), policy, envs, carry, 0.0)
+        _, carry = agent.with_flags(num_steps=steps).play(carry)
     return carry
 
 
 def count_flops(agent: Agent, carry: Any) -> tuple[dict[str, float], Any]:
     """One iteration -> floating-point operations per environment step in rollout and update, and the next carry.
 
-    One epoch is run and stands for all of them, as each sees the same steps.
+    Those of the rollout are with what the memory aids make of it. One epoch is run and stands for all of them, as
+    each sees the same steps.
     """
-    script, args, envs, policy, optimizer = agent
-    steps = args.num_envs * args.num_steps
+    steps = agent.args.num_envs * agent.args.num_steps
     with flop_counter() as in_rollout:
-        batch, carry = script.rollout(args, policy, envs, carry, args.visit_bonus)
-    one_epoch = dataclasses.replace(args, update_epochs=1)
+        batch, carry = agent.play(carry)
     with flop_counter() as in_epoch:
-        script.update(one_epoch, policy, optimizer, envs.observations, batch, args.ent_coef)
+        agent.with_flags(update_epochs=1).learn(batch)
     flops = {
         "rollout": in_rollout.get_total_flops() / steps,
-        "update": args.update_epochs * in_epoch.get_total_flops() / steps,
+        "update": agent.args.update_epochs * in_epoch.get_total_flops() / steps,
     }
     return flops, carry
 
@@ -241,16 +257,16 @@ def profile_minibatch(agent: Agent, batch: Any) -> dict[str, float]:
     "between operations" is the time in which none ran: Python, autograd's bookkeeping and the profiler itself, which
     makes it somewhat longer than it is without.
     """
-    script, args, envs, policy, optimizer = agent
+    minibatch_step = agent.script.minibatch_step
     total: Counter[str] = Counter()
 
     def step(*inputs: Any) -> Any:
         if total:
-            return script.minibatch_step(*inputs)
+            return minibatch_step(*inputs)
         gc.collect()  # so that Python does not tidy up just then
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
             began = time.perf_counter()
-            losses = script.minibatch_step(*inputs)
+            losses = minibatch_step(*inputs)
             milliseconds = 1e3 * (time.perf_counter() - began)
         for event in profile.key_averages():
             kinds = [kind for kind, ends in KINDS.items() if event.key.endswith(ends)]
@@ -260,8 +276,8 @@ def profile_minibatch(agent: Agent, batch: Any) -> dict[str, float]:
         total["between operations"] = milliseconds - sum(total.values())
         return losses
 
-    one_epoch = dataclasses.replace(args, update_epochs=1)
-    script.update(one_epoch, policy, optimizer, envs.observations, batch, args.ent_coef, step)
+    with patch.object(agent.script, "minibatch_step", step):
+        agent.with_flags(update_epochs=1).learn(batch)
     return {kind: total[kind] for kind in (*KINDS, "element by element", "between operations")}
 
 
@@ -284,26 +300,28 @@ def flop_counter() -> FlopCounterMode:
 
 def timed_iteration(agent: Agent, carry: Any) -> tuple[dict[str, float], Any, Any]:
     """One rollout and one update -> seconds of each of PHASES, the rollout, the next carry."""
-    script, args, envs, policy, optimizer = agent
     seconds: Counter[str] = Counter()
 
     def timed(owner: Any, function: str, phase: str) -> Any:
         return patch.object(owner, function, clock(seconds, phase)(getattr(owner, function)))
 
     with (
-        clock(seconds, "rollout"),
-        timed(envs, "step", "environment"),
-        timed(policy, "act", "policy"),
-        timed(policy.encoder, "forward", "policy"),
+        clock(seconds, "whole rollout"),
+        timed(agent.envs, "step", "environment"),
+        timed(agent.policy, "act", "policy"),
+        timed(agent.policy.encoder, "forward", "policy"),
+        timed(agent.aids, "first_visits", "memory aids"),
     ):
-        batch, carry = script.rollout(args, policy, envs, carry, args.visit_bonus)
-    with clock(seconds, "whole update"), timed(script, "advantages", "advantages"):
-        script.update(args, policy, optimizer, envs.observations, batch, args.ent_coef)
+        batch, carry = agent.play(carry)
+    with clock(seconds, "whole update"), timed(agent.script, "advantages", "advantages"):
+        agent.learn(batch)
 
+    parts = seconds["environment"] + seconds["policy"] + seconds["memory aids"]
     phases = {
         "environment": seconds["environment"],
         "policy in the rollout": seconds["policy"],
-        "rest of the rollout": seconds["rollout"] - seconds["environment"] - seconds["policy"],
+        "rest of the rollout": seconds["whole rollout"] - parts,
+        "memory aids": seconds["memory aids"],
         "advantages": seconds["advantages"],
         "update": seconds["whole update"] - seconds["advantages"],
     }
@@ -372,7 +390,7 @@ def machine_in_words(machine: dict[str, Any]) -> str:
 
 def measure_environments(backend: str, num_envs: int, seconds: float) -> dict[str, Any]:
     """Random actions in environments without an agent -> the row of the results."""
-    envs = make_envs(ENV_ID, num_envs, backend=backend, obs_mode="rgb", device=DEVICE)
+    envs = make_envs(TaskArgs(ENV_ID, env_backend=backend), num_envs, device=DEVICE)
     actions = torch.randint(int(envs.action_space.n), (64, num_envs), device=DEVICE)
     envs.reset()
     durations: list[float] = []
@@ -456,7 +474,7 @@ def plot_speed(rows: list[dict[str, Any]], machine: dict[str, Any], file: Path) 
         squeeze=False,
         layout="constrained",
     )
-    colours = dict(zip(PHASES, ("#009e73", "#0072b2", "#8ec5e8", "#d55e00", "#e6a700"), strict=True))
+    colours = dict(zip(PHASES, ("#009e73", "#0072b2", "#8ec5e8", "#cc79a7", "#d55e00", "#e6a700"), strict=True))
     for preset, group, (left, right) in zip(presets, groups, axes, strict=True):
         names = [label(row) for row in group]
         start = [0.0] * len(group)
@@ -520,7 +538,8 @@ def finish(figure: Any, axes: Any, machine: dict[str, Any], file: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_axisbelow(True)
     figure.supxlabel(machine_in_words(machine), fontsize=8, color="#777777", x=0.99, ha="right")
-    figure.savefig(file, dpi=150)
+    with whole(file) as temporary:
+        figure.savefig(temporary, dpi=150)
     plt.close(figure)
 
 
@@ -539,7 +558,8 @@ def measure_all(configurations: list[Configuration], seconds: float) -> list[dic
 
 
 def main(options: Options) -> None:
-    """Measure, print tables and write files into `options.out`. Raises InputError if that cannot be written."""
+    """Measure, print tables and, at the end, write files into `options.out`. Raises InputError if it cannot be."""
+    check_args(options)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -552,8 +572,9 @@ def main(options: Options) -> None:
             series[flag] = measure_all(configurations, options.seconds)
             names = [f"{flag} {row['flags'][flag]}, limit {row['episode_limit']}" for row in series[flag]]
             print_agents(series[flag], names)
-            plot_growth(flag, series[flag], machine, options.out / f"growth_{flag}.png")
         write_json(options.out / "growth.json", {"machine": machine, **series})
+        for flag, rows in series.items():
+            plot_growth(flag, rows, machine, options.out / f"growth_{flag}.png")
         return
     agents = measure_all(CONFIGURATIONS, options.seconds)
     environments = [in_fresh_process(measure_environments, *which, 1.0) for which in ENVIRONMENTS]

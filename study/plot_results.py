@@ -1,11 +1,12 @@
 """Make the report's figures and tables out of results/*/*.csv.
 
-    python scripts/plot_results.py
+    python -m study.plot_results
 
 Figures go to results/figures/. Tables replace what stands between <!-- table NAME --> and <!-- end --> in REPORT.md
 and README.md, so that no number there is typed by hand. A part of the study that has no results yet is left out.
 """
 
+import argparse
 import functools
 import re
 import sys
@@ -21,6 +22,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from rliable import library as rly
 from rliable import metrics
+
+from study.files import whole
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVS = {
@@ -64,7 +67,7 @@ def read(part: str, name: str) -> pd.DataFrame | None:
 
 @functools.cache
 def shortest() -> dict[str, float]:
-    """Mean episode length of the best possible policy on each environment, from scripts/shortest_ways.py."""
+    """Mean episode length of the best possible policy on each environment, from study/shortest_ways.py."""
     table = read("shortest", "runs")
     return {} if table is None else dict(zip(table["env"], table["length"], strict=True))
 
@@ -90,12 +93,11 @@ def panels(count: int, height: float = 3.0) -> tuple[plt.Figure, np.ndarray]:
 
 
 def save(figure: plt.Figure, name: str) -> None:
-    folder = ROOT / "results" / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(folder / f"{name}.png", dpi=130)
+    with whole(ROOT / "results" / "figures" / f"{name}.png") as temporary:
+        figure.savefig(temporary, dpi=130)
     plt.close(figure)
     print(f"results/figures/{name}.png")
 
@@ -442,13 +444,25 @@ def replace_table(name: str, table: str) -> None:
         file = ROOT / document
         if file.exists():
             text = file.read_text(encoding="utf-8")
-            file.write_text(pattern.sub(lambda match: match[1] + table + "\n" + match[2], text), encoding="utf-8")
+            with whole(file) as temporary:
+                new_text = pattern.sub(lambda match: match[1] + table + "\n" + match[2], text)
+                temporary.write_text(new_text, encoding="utf-8")
+
+
+def check_inputs() -> None:
+    """Ends the program, before anything is drawn, where a table that is needed is missing."""
+    for part in ("main", "ablations", "original", "larger"):
+        files = [ROOT / "results" / part / f"{name}.csv" for name in ("runs", "curves")]
+        missing = [file for file in files if not file.exists()]
+        if missing and (part == "main" or len(missing) == 1):
+            name = missing[0].relative_to(ROOT).as_posix()
+            sys.exit(f"error: {name} is missing; make it with: bash study/benchmark.sh {part}")
 
 
 def main() -> None:
+    argparse.ArgumentParser(description="Make the report's figures and tables out of results/.").parse_args()
+    check_inputs()
     runs, curves = read("main", "runs"), read("main", "curves")
-    if runs is None:
-        sys.exit("error: results/main/runs.csv is missing; make it with: bash scripts/benchmark.sh main")
     plot_training(curves, "success", "success of the last 500 episodes", "success")
     plot_training(curves, "length", "episode length", "length")
     plot_training(curves, "return", "episode return", "return")

@@ -1,25 +1,24 @@
 """Gather finished runs into the tables that the report is made of.
 
-    python scripts/collect_results.py runs/benchmark results/benchmark
+    python -m study.collect_results runs/main results/main
 
 Every folder with a summary.json at any depth below the first folder is a run; the folders between them name its
-experiment ("" for runs/benchmark/RUN, "no_recall" for runs/ablations/no_recall/RUN). Writes, into the second folder,
+experiment ("" for runs/main/RUN, "no_recall" for runs/ablations/no_recall/RUN). Writes, into the second folder,
 
     runs.csv    a row for each run: the columns of sweep_table.py, the least training success after 0.99 was reached,
                 threads, commit and command
     curves.csv  a row for every STRIDE steps of each run: what training logged, averaged since the row before
 """
 
-import csv
+import argparse
 import json
 import math
 import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from scripts import sweep_table
+from study.files import write_csv
 
 STRIDE = 10_000  # environment steps
 CURVES = {  # column: logged name
@@ -68,16 +67,12 @@ def curve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return points
 
 
-def write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
-    with open(file, "w", newline="", encoding="utf-8") as opened:
-        writer = csv.DictWriter(opened, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"{file}: {len(rows)} rows")
-
-
 def main() -> None:
-    source, target = Path(sys.argv[1]), Path(sys.argv[2])
+    parser = argparse.ArgumentParser(description="Gather finished runs into the tables that the report is made of.")
+    parser.add_argument("source", type=Path, help="folder in which finished runs lie, at any depth")
+    parser.add_argument("target", type=Path, help="folder for runs.csv and curves.csv")
+    options = parser.parse_args()
+    source, target = options.source, options.target
     runs, curves = [], []
     for folder in sorted({file.parent.parent for file in source.rglob("summary.json")}):
         experiment = folder.relative_to(source).as_posix().removeprefix(".")
@@ -92,7 +87,6 @@ def main() -> None:
             curves += [key | point for point in curve(rows)]
     if not runs:
         sys.exit(f"error: {source}: holds no finished run (no summary.json)")
-    target.mkdir(parents=True, exist_ok=True)
     write_csv(target / "runs.csv", runs)
     write_csv(target / "curves.csv", curves)
 

@@ -1,9 +1,11 @@
-"""What experiment.py promises: flags, the run's folder, checkpoints, progress, randomness, stopping."""
+"""What harness/ promises: flags, the run's folder, checkpoints, progress, randomness, stopping, the run itself."""
 
 import dataclasses
+import importlib
 import io
 import json
 import math
+import multiprocessing
 import os
 import random
 import shutil
@@ -15,46 +17,43 @@ import time
 import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, NamedTuple
 
-import experiment
 import numpy as np
 import pytest
 import torch
-from experiment import (
-    Interrupt,
-    Progress,
-    RunFolder,
-    choose_device,
-    load_checkpoint,
-    parse_args,
-    random_state,
-    resume_args,
-    run_script,
-    save_checkpoint,
-    seed_everything,
-    set_random_state,
-    write_json,
-)
-from input_error import InputError
+import torch.distributed as dist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+import harness.folder
+import harness.progress
+import harness.run
+from harness.checkpoint import load_checkpoint, pack, save_checkpoint, unpack, write_json
+from harness.flags import MAY_CHANGE, Range, check_args, metadata, parse_args, resume_args, run_script
+from harness.folder import RunFolder, git_commit
+from harness.input_error import InputError, RunError
+from harness.processes import choose_device
+from harness.progress import Interrupt, Progress
+from harness.randomness import random_state, seed_everything, set_random_state
+from harness.run import Run, RunArgs
+from palmer_policy import KeyValueCache, MemoryState
+from tasks import TaskArgs
 
 
 @dataclass
 class Args:
     preset: Literal["default", "report"] = "default"
     env_id: str = "MiniGrid-MemoryS11-v0"
-    exp_name: str = "test"
-    seed: int = 1
-    total_timesteps: int = 1000
-    learning_rate: float = 1e-3
+    seed: Annotated[int, Range(0, 99)] = 1
+    total_timesteps: Annotated[int, Range(1, 10**6), MAY_CHANGE] = 1000
+    learning_rate: Annotated[float, Range(0, 1, above=True)] = 1e-3
+    final_learning_rate: Annotated[float | None, Range(0, 1)] = None
     normalise: bool = True
-    cuda: bool = False
+    cuda: Annotated[bool, MAY_CHANGE] = False
     run_dir: str = ""
-    resume: str = ""
-    track: bool = False
-    wandb_project_name: str = "palmer"
-    wandb_entity: str | None = None
+    resume: Annotated[str, MAY_CHANGE] = ""
+    track: Annotated[bool, MAY_CHANGE] = False
 
 
 PRESETS = {"default": {}, "report": {"learning_rate": 2.75e-4, "normalise": False}}
@@ -142,13 +141,66 @@ def test_run_script_lets_other_errors_through(monkeypatch):
         run_script(main, Args, PRESETS, "A test.")
 
 
+def test_a_range_holds_its_ends_and_nothing_that_is_no_number():
+    inside, above = Range(0, 1), Range(0, 1, above=True)
+    assert [inside.holds(value) for value in (-1e-9, 0, 0.5, 1, 1 + 1e-9)] == [False, True, True, True, False]
+    assert not above.holds(0) and above.holds(1e-9) and above.holds(1)
+    for value in (math.nan, math.inf, -math.inf):
+        assert not inside.holds(value) and not above.holds(value)
+    assert (str(Range(1, 65_536)), str(above)) == ("from 1 to 65,536", "above 0 to 1")
+
+
+def test_flags_out_of_their_range_are_refused_in_one_sentence():
+    check_args(Args())
+    check_args(Args(seed=99, learning_rate=1.0, final_learning_rate=0.0))
+    for flags, sentence in (
+        ({"seed": -1}, "--seed -1: must be from 0 to 99."),
+        ({"total_timesteps": 10**7}, "--total-timesteps 10000000: must be from 1 to 1,000,000."),
+        ({"learning_rate": 0.0}, "--learning-rate 0.0: must be above 0 to 1."),
+        ({"learning_rate": math.nan}, "--learning-rate nan: must be above 0 to 1."),
+        ({"final_learning_rate": math.inf}, "--final-learning-rate inf: must be from 0 to 1."),
+    ):
+        with pytest.raises(InputError) as error:
+            check_args(Args(**flags))
+        assert str(error.value) == sentence
+
+
+def test_what_stands_beside_a_flag_is_found_whatever_else_stands_there():
+    assert metadata(Args, Range)["total_timesteps"] == Range(1, 10**6)
+    assert metadata(Args, Range).keys() == {"seed", "total_timesteps", "learning_rate", "final_learning_rate"}
+    assert metadata(Args, str).keys() == {"total_timesteps", "cuda", "resume", "track"}
+
+
+def test_run_script_ends_a_run_that_cannot_go_on_in_one_sentence_below_its_cause(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ppo_test.py"])
+
+    def main(args):
+        try:
+            raise ZeroDivisionError("the motor is off")
+        except ZeroDivisionError as error:
+            raise RunError("its step fails.") from error
+
+    with pytest.raises(SystemExit) as stopped:
+        run_script(main, Args, PRESETS, "A test.")
+    assert stopped.value.code == 1
+    *cause, last = capsys.readouterr().err.splitlines()
+    assert cause[-1] == "ZeroDivisionError: the motor is off" and last == "error: its step fails."
+
+    def without_cause(args):
+        raise RunError("a gradient is nan.")
+
+    with pytest.raises(SystemExit):
+        run_script(without_cause, Args, PRESETS, "A test.")
+    assert capsys.readouterr().err == "error: a gradient is nan.\n"
+
+
 # ---------------------------------------------------------------- resuming
 
 
 def test_resume_takes_the_stored_arguments(tmp_path, monkeypatch):
     stored_run(tmp_path / "run", learning_rate=0.5, seed=3, total_timesteps=50)
     for args in (command_line(monkeypatch, "--resume", tmp_path / "run"), Args(resume=str(tmp_path / "run"))):
-        resumed = resume_args(args, Args)
+        resumed = resume_args(args)
         assert (resumed.learning_rate, resumed.seed, resumed.total_timesteps) == (0.5, 3, 50)
         assert resumed.resume == str(tmp_path / "run")
 
@@ -156,41 +208,55 @@ def test_resume_takes_the_stored_arguments(tmp_path, monkeypatch):
 def test_resume_may_change_the_number_of_steps_even_to_the_default(tmp_path, monkeypatch):
     stored_run(tmp_path / "run", total_timesteps=50)
     args = command_line(monkeypatch, "--resume", tmp_path / "run", "--total-timesteps", Args.total_timesteps)
-    assert resume_args(args, Args).total_timesteps == Args.total_timesteps
+    assert resume_args(args).total_timesteps == Args.total_timesteps
 
 
 def test_resume_refuses_another_setting_even_the_default(tmp_path, monkeypatch):
     stored_run(tmp_path / "run", learning_rate=0.5)
     args = command_line(monkeypatch, "--resume", tmp_path / "run", "--learning-rate", Args.learning_rate)
     with pytest.raises(InputError, match=r"--learning-rate 0.001: .* 0.5, and only --total-timesteps"):
-        resume_args(args, Args)
+        resume_args(args)
     with pytest.raises(InputError, match="--seed 9"):
-        resume_args(Args(resume=str(tmp_path / "run"), seed=9), Args)
+        resume_args(Args(resume=str(tmp_path / "run"), seed=9))
+
+
+def test_what_decides_what_is_learned_may_not_change_on_resume():
+    changeable = {"cuda", "track", "capture_video", "resume", "checkpoint_every", "total_timesteps"}
+    assert metadata(RunArgs, str).keys() == changeable
+    assert not metadata(TaskArgs, str)
+
+
+def test_resume_changes_what_may_change_and_only_if_it_is_given(tmp_path, monkeypatch):
+    stored_run(tmp_path / "run", cuda=True, total_timesteps=50)
+    args = command_line(monkeypatch, "--resume", tmp_path / "run", "--track")
+    resumed = resume_args(args)
+    assert (resumed.cuda, resumed.track, resumed.total_timesteps) == (True, True, 50)
+    assert not resume_args(command_line(monkeypatch, "--resume", tmp_path / "run", "--no-cuda")).cuda
 
 
 def test_resume_accepts_repeated_settings(tmp_path, monkeypatch):
     stored_run(tmp_path / "run", learning_rate=0.5)
     args = command_line(monkeypatch, "--resume", tmp_path / "run", "--learning-rate", 0.5)
-    assert resume_args(args, Args).learning_rate == 0.5
+    assert resume_args(args).learning_rate == 0.5
 
 
 def test_without_resume_the_arguments_stay_as_they_are():
     args = Args(seed=4)
-    assert resume_args(args, Args) is args
+    assert resume_args(args) is args
 
 
 def test_resume_refuses_folders_without_a_run(tmp_path):
     with pytest.raises(InputError, match=f"--resume {tmp_path / 'none'}: no run"):
-        resume_args(Args(resume=str(tmp_path / "none")), Args)
+        resume_args(Args(resume=str(tmp_path / "none")))
     (tmp_path / "config.json").write_text('{"name": "another program"}')
     with pytest.raises(InputError, match="--resume .*no run"):
-        resume_args(Args(resume=str(tmp_path)), Args)
+        resume_args(Args(resume=str(tmp_path)))
 
 
 def test_resume_refuses_a_run_without_a_checkpoint(tmp_path):
     RunFolder(tmp_path / "run", Args(), "palmer").close()
     with pytest.raises(InputError, match="--resume .*no checkpoint.pt"):
-        resume_args(Args(resume=str(tmp_path / "run")), Args)
+        resume_args(Args(resume=str(tmp_path / "run")))
 
 
 def test_resume_refuses_another_scripts_run(tmp_path):
@@ -201,7 +267,7 @@ def test_resume_refuses_another_scripts_run(tmp_path):
     checkpoint = stored_run(tmp_path / "run")
     write_json(tmp_path / "run" / "config.json", {"algo": "palmer", "args": dataclasses.asdict(OtherArgs())})
     with pytest.raises(InputError, match="--resume .*'palmer'.*gate_floor"):
-        resume_args(Args(resume=str(tmp_path / "run")), Args)
+        resume_args(Args(resume=str(tmp_path / "run")))
     with pytest.raises(InputError, match="--resume .*'palmer', not of 'lstm'"):
         RunFolder(tmp_path / "run", Args(), "lstm", checkpoint["log_sizes"])
 
@@ -215,7 +281,7 @@ def test_a_new_run_makes_its_folder_and_tells_how_it_was_made(tmp_path, monkeypa
     for run in runs:
         run.close()
         assert run.path.parent == Path("runs")
-        assert run.path.name.startswith("ALE_Pong-v5__test__1__")
+        assert run.path.name.startswith("ALE_Pong-v5__ppo_palmer__1__")
     assert runs[0].path != runs[1].path  # made in the same second
     config = json.loads((runs[0].path / "config.json").read_text())
     assert config["algo"] == "palmer"
@@ -226,29 +292,57 @@ def test_a_new_run_makes_its_folder_and_tells_how_it_was_made(tmp_path, monkeypa
     assert "pytest" in config["command"] and config["command"].split()[0] == "python"
 
 
-def test_git_commit_is_the_projects_own(tmp_path, monkeypatch):
-    project = tmp_path / "around" / "project"
-    project.mkdir(parents=True)
-    monkeypatch.setattr(experiment, "__file__", str(project / "experiment.py"))
-    git = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder that git_commit takes for the project's, inside of another repository; `commit()` -> its commit."""
+    folder = tmp_path / "around" / "project"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(harness.folder, "__file__", str(folder / "harness" / "folder.py"))
 
-    def commit(folder):
-        subprocess.run([*git, "init", "-q"], cwd=folder, check=True)
-        subprocess.run([*git, "add", "."], cwd=folder, check=True)
-        subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], cwd=folder, check=True)
+    def git(where, *words):
+        command = ["git", "-c", "user.name=x", "-c", "user.email=x@x", *words]
+        return subprocess.run(command, cwd=where, check=True, capture_output=True, text=True).stdout.strip()
 
-    commit(tmp_path / "around")
-    assert experiment.git_commit() is None
-    (project / "results").mkdir()
-    (project / "results" / "runs.csv").write_text("0.5")
-    (project / "experiment.py").write_text("pass")
-    commit(project)
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=project, capture_output=True, text=True, check=True)
-    assert experiment.git_commit() == head.stdout.strip()
-    (project / "results" / "runs.csv").write_text("1.0")
-    assert experiment.git_commit() == head.stdout.strip()
-    (project / "experiment.py").write_text("print()")
-    assert experiment.git_commit() == head.stdout.strip() + "-dirty"
+    def commit(where=folder):
+        git(where, "init", "-q")
+        git(where, "add", ".")
+        git(where, "commit", "-q", "--allow-empty", "-m", "first")
+        return git(where, "rev-parse", "HEAD")
+
+    def write(name, text):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+    commit(folder.parent)
+    return types.SimpleNamespace(commit=commit, write=write)
+
+
+def test_git_commit_is_the_projects_own(project):
+    assert git_commit() is None
+    project.write("harness/folder.py", "pass")
+    assert git_commit() is None
+    commit = project.commit()
+    assert git_commit() == commit
+    project.write("harness/folder.py", "print()")
+    assert git_commit() == commit + "-dirty"
+
+
+def test_only_changed_code_makes_a_commit_dirty(project):
+    """Results, agents, figures and texts are written between the runs of one study."""
+    code = ["ppo.py", "study/tables.py", "scripts/train.sh", "requirements.txt", "requirements-dev.txt"]
+    other = ["README.md", "REPORT.md", "results/runs.csv", "results/seed_1/summary.json", "pretrained/agent.pt"]
+    other += ["docs/palmer.svg"]
+    for name in code + other:
+        project.write(name, "as it was committed")
+    commit = project.commit()
+    for name in other:
+        project.write(name, "changed")
+    assert git_commit() == commit
+    for name in code:
+        project.write(name, "changed")
+        assert git_commit() == commit + "-dirty", name
+        project.write(name, "as it was committed")
+        assert git_commit() == commit, name
 
 
 def test_unwritable_run_dir_is_refused(tmp_path):
@@ -338,22 +432,27 @@ def test_log_sizes_count_every_row_so_far(tmp_path, monkeypatch):
     assert sizes == {file.name: file.stat().st_size for file in files}
 
 
+def exit_code_of(work):
+    """Of a process of its own that does `work`, as a copy of this one: starting Python anew takes seconds."""
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
 def test_a_killed_run_can_be_continued(tmp_path):
     """SIGKILL: nothing is flushed or closed."""
-    script = f"""
-import os, signal, test_experiment as t
-run = t.RunFolder({str(tmp_path / "run")!r}, t.Args(), "palmer")
-for step in range(3):
-    run.log(step, {{"a": step}})
-t.save_checkpoint(run.checkpoint_file, {{"algo": "palmer", "log_sizes": run.log_sizes()}})
-for step in range(3, 30):
-    run.log(step, {{"a": -1}})
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    here = Path(__file__).resolve().parent
-    environment = {**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"}
-    killed = subprocess.run([sys.executable, "-c", script], env=environment)
-    assert killed.returncode == -signal.SIGKILL
+
+    def killed():
+        run = RunFolder(tmp_path / "run", Args(), "palmer")
+        for step in range(3):
+            run.log(step, {"a": step})
+        save_checkpoint(run.checkpoint_file, {"algo": "palmer", "log_sizes": run.log_sizes()})
+        for step in range(3, 30):
+            run.log(step, {"a": -1})
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert exit_code_of(killed) == -signal.SIGKILL
     assert len(rows(tmp_path / "run")) == 30
 
     checkpoint = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
@@ -432,7 +531,7 @@ class FakeWandb(types.ModuleType):
 
 def test_track_without_wandb_is_refused_before_a_folder_is_made(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(InputError, match="--track .*pip install wandb"):
+    with pytest.raises(InputError, match="--track: .*pip install -r requirements.txt"):
         RunFolder(tmp_path / "run", Args(track=True), "palmer")
     assert not (tmp_path / "run").exists()
 
@@ -447,7 +546,8 @@ def test_wandb_that_does_not_start_is_refused_and_leaves_the_folder_free(tmp_pat
 def test_wandb_gets_metrics_and_videos_and_a_resume_continues_its_run(tmp_path, monkeypatch):
     wandb = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    args = Args(track=True, wandb_project_name="project", wandb_entity="team")
+    monkeypatch.setenv("WANDB_PROJECT", "project")
+    args = Args(track=True)
     run = RunFolder(tmp_path / "run", args, "palmer")
     run.log(7, {"a": 1.0, "b": math.nan})
     run.log_video(7, tmp_path / "video.mp4")
@@ -456,7 +556,8 @@ def test_wandb_gets_metrics_and_videos_and_a_resume_continues_its_run(tmp_path, 
     assert wandb.logged == [(7, {"a": 1.0}), (7, {"video": (str(tmp_path / "video.mp4"), "mp4")})]
     RunFolder(tmp_path / "run", args, "palmer", sizes).close()
     first, second = wandb.started
-    assert (first["project"], first["entity"], first["name"]) == ("project", "team", "run")
+    assert (first["project"], first["name"]) == ("project", "run")
+    assert "entity" not in first, "so that wandb reads WANDB_ENTITY"
     assert first["config"]["seed"] == 1
     assert first["dir"] == str(tmp_path / "run")
     assert (first["id"], second["id"], second["resume"]) == (None, "abc123", "allow")
@@ -498,18 +599,18 @@ def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path, monkeypatch, fai
 
 
 def test_a_kill_while_saving_leaves_the_previous_checkpoint(tmp_path):
-    script = f"""
-import os, signal, torch, experiment
-experiment.save_checkpoint({str(tmp_path / "c.pt")!r}, {{"algo": "palmer", "step": 1}})
-def killed(payload, opened):
-    opened.write(b"half a file")
-    opened.flush()
-    os.kill(os.getpid(), signal.SIGKILL)
-torch.save = killed
-experiment.save_checkpoint({str(tmp_path / "c.pt")!r}, {{"algo": "palmer", "step": 2}})
-"""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    assert subprocess.run([sys.executable, "-c", script], env=environment).returncode == -signal.SIGKILL
+    def killed_in_the_middle(payload, opened):
+        opened.write(b"half a file")
+        opened.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def killed():
+        torch.save = killed_in_the_middle
+        save_checkpoint(tmp_path / "c.pt", {"algo": "palmer", "step": 2})
+
+    save_checkpoint(tmp_path / "c.pt", {"algo": "palmer", "step": 1})
+    assert exit_code_of(killed) == -signal.SIGKILL
+    assert (tmp_path / "c.pt.tmp").read_bytes() == b"half a file"
     assert load_checkpoint(tmp_path / "c.pt")["step"] == 1
     save_checkpoint(tmp_path / "c.pt", {"algo": "palmer", "step": 3})  # over the half file left behind
     assert load_checkpoint(tmp_path / "c.pt")["step"] == 3
@@ -550,6 +651,53 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
     assert not (tmp_path / "made_by_the_checkpoint").exists()
 
 
+class Inner(NamedTuple):
+    seen: Tensor
+
+
+class Carry(NamedTuple):
+    obs: Tensor
+    state: MemoryState
+    inner: Inner
+
+
+def some_carry(B, cached):
+    """Of B environments, with a memory of that many steps in a buffer with much room."""
+    cache = KeyValueCache(torch.randn(B, 2, 1000, 8)).last(cached)
+    state = MemoryState(torch.randn(1, B, 4), torch.randn(1, B, 4), (cache,), torch.arange(B))
+    return Carry(torch.arange(10_000)[:B], state, Inner(torch.ones(9000, B, dtype=torch.bool)[7]))
+
+
+def leaves(tree):
+    if isinstance(tree, Tensor):
+        return [tree]
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else []
+    return [leaf for part in parts for leaf in leaves(part)]
+
+
+def test_pack_copies_views_so_that_no_storage_behind_them_is_saved(tmp_path):
+    carry = some_carry(3, 5)
+    packed = pack({"carry": carry, "numbers": (1, None, "text"), "tensor": torch.zeros(1000)[4:6]})
+    carry.obs.add_(1)  # what goes on must not change what is packed
+    assert packed["carry"]["obs"].tolist() == [0, 1, 2]
+    save_checkpoint(tmp_path / "c.pt", {"algo": "palmer", **packed})
+    loaded = load_checkpoint(tmp_path / "c.pt")
+    assert loaded["numbers"] == [1, None, "text"]
+    assert len(leaves(loaded)) == 7
+    for leaf in leaves(loaded):
+        assert leaf.untyped_storage().nbytes() == leaf.numel() * leaf.element_size(), leaf.shape
+
+
+def test_unpack_gives_back_what_was_packed_whatever_the_sizes_of_its_likeness(tmp_path):
+    carry = some_carry(3, 5)
+    save_checkpoint(tmp_path / "c.pt", {"algo": "palmer", "carry": pack(carry)})
+    again = unpack(load_checkpoint(tmp_path / "c.pt")["carry"], like=some_carry(2, 0))
+    assert [type(part) for part in (again, again.state, again.inner)] == [Carry, MemoryState, Inner]
+    assert torch.equal(again.obs, carry.obs) and torch.equal(again.inner.seen, carry.inner.seen)
+    for ours, theirs in zip(again.state.tensors(), carry.state.tensors(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 # ---------------------------------------------------------------- the progress line
 
 
@@ -562,7 +710,7 @@ class Terminal(io.StringIO):
 def clock(monkeypatch):
     """A clock that only moves when told to: clock.now += seconds."""
     fake = types.SimpleNamespace(now=0.0, monotonic=lambda: fake.now)
-    monkeypatch.setattr(experiment, "time", fake)
+    monkeypatch.setattr(harness.progress, "time", fake)
     return fake
 
 
@@ -599,14 +747,13 @@ def test_progress_in_a_file_is_a_plain_line_every_ten_seconds_and_at_the_end(clo
     assert starts == ["0/1,000", "100/1,000", "200/1,000", "checkpoint", "250/1,000"]
 
 
-def test_progress_shows_the_last_step_and_forced_updates_at_once(clock):
+def test_progress_shows_the_last_step_at_once(clock):
     stream = io.StringIO()
     progress = Progress(1000, stream=stream)
     progress.update(10, **FIGURES)
     progress.update(20, **FIGURES)
-    progress.update(30, **FIGURES, force=True)
     progress.update(1000, **FIGURES)
-    assert [line.split("/")[0] for line in stream.getvalue().splitlines()] == ["10", "30", "1,000"]
+    assert [line.split("/")[0] for line in stream.getvalue().splitlines()] == ["10", "1,000"]
 
 
 def test_progress_on_a_terminal_is_rewritten_in_place_four_times_a_second(clock, monkeypatch):
@@ -632,13 +779,16 @@ def test_progress_leaves_nothing_of_a_longer_line(clock):
     stream = Terminal()
     progress = Progress(1000, stream=stream)
     progress.update(1, sps=1e9, success_rate=0.5, length=14.0, episodic_return=None)
-    longer = len(stream.getvalue()) - 1
-    progress.update(2, sps=1, success_rate=0.5, length=14.0, episodic_return=None, force=True)
-    assert len(stream.getvalue().split("\r")[-1]) >= longer - 1
+    longer = len(stream.getvalue().split("\r")[-1])
+    clock.now += 1.0
+    progress.update(2, sps=1, success_rate=0.5, length=14.0, episodic_return=None)
+    assert stream.getvalue().count("\r") == 2
+    last = stream.getvalue().split("\r")[-1]
+    assert len(last) == longer > len(last.rstrip())
 
 
 def test_clock_format():
-    assert [experiment.clock(seconds) for seconds in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
+    assert [harness.progress.clock(seconds) for seconds in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
 
 
 # ---------------------------------------------------------------- randomness and device
@@ -649,26 +799,27 @@ def draws():
 
 
 def test_the_same_seed_gives_the_same_numbers():
-    seed_everything(3, torch_deterministic=True)
+    seed_everything(3)
     first = draws()
-    seed_everything(3, torch_deterministic=True)
+    seed_everything(3)
     assert draws() == first
-    seed_everything(4, torch_deterministic=True)
+    seed_everything(4)
     assert all(a != b for a, b in zip(draws(), first, strict=True))
 
 
-@pytest.mark.parametrize("deterministic", [True, False])
-def test_deterministic_flag_reaches_cudnn(deterministic):
-    seed_everything(1, torch_deterministic=deterministic)
-    assert torch.backends.cudnn.deterministic is deterministic
+def test_a_seed_makes_cudnn_deterministic(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    seed_everything(1)
+    assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
 
 
 def test_random_state_survives_a_checkpoint(tmp_path):
-    seed_everything(1, torch_deterministic=True)
+    seed_everything(1)
     draws()  # leaves half a pair of normal numbers in NumPy's and Python's generators
     save_checkpoint(tmp_path / "c.pt", {"algo": "palmer", "random": random_state()})
     expected = draws()
-    seed_everything(2, torch_deterministic=True)
+    seed_everything(2)
     set_random_state(load_checkpoint(tmp_path / "c.pt")["random"])
     assert draws() == expected
 
@@ -691,11 +842,39 @@ def test_a_missing_gpu_gives_the_cpu_and_one_notice(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_gpu_is_chosen_only_if_asked_for_and_never_made_the_default(monkeypatch):
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """A machine with two GPUs -> the numbers of those that were made the current one."""
+    current = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert choose_device(cuda=True) == torch.device("cuda")
-    assert choose_device(cuda=False) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    return current
+
+
+def test_a_gpu_is_chosen_only_if_asked_for_and_never_made_the_default(two_gpus):
+    assert choose_device(cuda=False) == torch.device("cpu") and two_gpus == []
+    assert choose_device(cuda=True) == torch.device("cuda", 0) and two_gpus == [0]
     assert torch.get_default_device() == torch.device("cpu")
+
+
+def test_each_process_on_a_machine_takes_its_own_gpu(two_gpus, monkeypatch):
+    for local_rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        monkeypatch.setenv("RANK", "7")  # of all machines: says nothing about this one's GPUs
+        assert choose_device(cuda=True) == torch.device("cuda", int(local_rank))
+    assert two_gpus == [0, 1], "the current GPU too, on which NCCL works"
+
+
+def test_more_processes_than_gpus_are_refused(two_gpus, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError) as error:
+        choose_device(cuda=True)
+    sentence = str(error.value)
+    assert sentence.startswith("--cuda: ") and sentence.endswith(".") and "\n" not in sentence
+    assert "at most 2 processes" in sentence and "--no-cuda" in sentence
+    assert choose_device(cuda=False) == torch.device("cpu") and two_gpus == []
 
 
 # ---------------------------------------------------------------- stopping
@@ -752,3 +931,285 @@ def test_resuming_within_a_second_keeps_the_order_of_events(tmp_path, monkeypatc
     assert [".99999." in names[0], ".11." in names[1]] == [True, True]
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     assert [event.step for event in events.Scalars("charts/x")] == [1, 2]
+
+
+# ---------------------------------------------------------------- the run
+
+
+@dataclass
+class RunFlags(RunArgs, TaskArgs):
+    num_envs: int = 4
+    num_steps: int = 25
+    num_minibatches: int = 2
+
+
+class Envs:
+    """Environments of which only the state counts: the number of the last observation."""
+
+    tells_success, max_episode_steps = True, 10
+
+    def __init__(self, exact_resume=True):
+        self.exact_resume, self.state, self.closed = exact_resume, 0, False
+
+    def reset(self):
+        return torch.full((4,), -1)
+
+    def state_dict(self):
+        return {"state": self.state}
+
+    def load_state_dict(self, state):
+        self.state = state["state"]
+
+    def close(self):
+        self.closed = True
+
+
+class Counter:
+    """A part that all processes share."""
+
+    value = 0
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+
+class RunCarry(NamedTuple):
+    obs: Tensor
+    memory: Tensor
+
+
+FIRST = RunCarry(torch.arange(4), torch.zeros(3, 4))
+
+
+def run_flags(tmp_path, **flags):
+    """100 steps are an iteration, and four make a run."""
+    defaults = {"run_dir": str(tmp_path / "run"), "cuda": False, "total_timesteps": 400, "checkpoint_every": 1e6}
+    return RunFlags(**defaults | {"eval_every": 0} | flags)
+
+
+def episodes(solved, failed=0):
+    return torch.tensor([[1.0, 5.0, 1.0]] * solved + [[0.0, 9.0, 0.0]] * failed).reshape(-1, 3)
+
+
+@pytest.fixture
+def evaluations(monkeypatch):
+    """No agent plays -> (step, episodes, greedy) of every evaluation."""
+    asked = []
+
+    def evaluate_policy(policy, task, algo, step, *, episodes, seed, greedy=False, video=None):
+        asked.append((step, episodes, greedy))
+        return {"mean_return": 0.5, "mean_length": 7.0, "success_rate": 0.25}
+
+    monkeypatch.setattr(harness.run, "evaluate_policy", evaluate_policy)
+    monkeypatch.setattr(harness.run, "describe", lambda result, trained_on: "described")
+    return asked
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    """A group of this process alone, as torchrun's processes have one."""
+    importlib.import_module("torch.distributed.nn.functional")  # see harness/processes.py
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def handlers():
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, RunError, InputError])
+def test_a_run_left_by_an_error_cleans_up(error, process_group, tmp_path):
+    """Its process group, its folder's files, the handlers of signals."""
+    before = handlers()
+    with pytest.raises(error), Run(run_flags(tmp_path), "palmer") as run:
+        run.restore(FIRST, Envs())
+        metrics = run._folder._metrics
+        assert handlers() != before and dist.is_initialized() and not metrics.closed
+        raise error("in the middle")
+    assert handlers() == before
+    assert not dist.is_initialized()
+    assert metrics.closed
+
+
+def test_environments_that_cannot_be_shared_out_are_refused(process_group, tmp_path):
+    before = handlers()
+    with (
+        pytest.raises(InputError, match="--num-minibatches 3: .*--num-envs 4"),
+        Run(run_flags(tmp_path, num_minibatches=3), "palmer") as run,
+    ):
+        _ = run.num_envs
+    assert handlers() == before and not dist.is_initialized()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags", [{"seed": -1}, {"resume": "nowhere"}])
+def test_a_run_that_is_refused_joins_no_process_group(flags, tmp_path, monkeypatch):
+    """Nobody would leave it."""
+    monkeypatch.setattr(harness.run, "join_processes", lambda device: pytest.fail("joined"))
+    with pytest.raises(InputError):
+        Run(run_flags(tmp_path, **flags), "palmer")
+
+
+def test_a_save_that_fails_does_not_keep_the_rest_from_being_cleaned_up(process_group, tmp_path, monkeypatch):
+    def disk_full(file, payload):
+        raise OSError("No space left on device")
+
+    before = handlers()
+    with pytest.raises(OSError, match="No space left"), Run(run_flags(tmp_path), "palmer") as run:
+        run.restore(FIRST, Envs(exact_resume=False))
+        run.save_when_due(FIRST)
+        monkeypatch.setattr(harness.run, "save_checkpoint", disk_full)
+        raise RunError("a reward is nan.")
+    assert handlers() == before and not dist.is_initialized() and run._folder._metrics.closed
+
+
+def test_a_run_that_cannot_go_on_says_how_far_it_came_and_saves_what_restarts_anyway(tmp_path):
+    """Environments that restart lose nothing by a save in between; tables would go on from another point."""
+    for name, envs, saved in (("restarting", Envs(exact_resume=False), True), ("table", Envs(), False)):
+        flags = run_flags(tmp_path, run_dir=str(tmp_path / name), num_steps=2500, total_timesteps=10**6)
+        with pytest.raises(RunError) as error, Run(flags, "palmer") as run:
+            run.restore(FIRST, envs)
+            assert run.goes_on()
+            run.count(episodes(1))
+            run.save_when_due(FIRST)
+            raise RunError("a reward is nan.")
+        assert str(error.value) == "a reward is nan. (10,000 steps were made before.)"
+        assert (tmp_path / name / "checkpoint.pt").exists() == saved
+
+
+def test_one_of_several_processes_never_saves_alone(tmp_path):
+    """The others know nothing of its error: what they send next would be saved as if it were their state."""
+    with pytest.raises(RunError), Run(run_flags(tmp_path), "palmer") as run:
+        run.restore(FIRST, Envs(exact_resume=False))
+        run.save_when_due(FIRST)
+        run.processes = 2
+        raise RunError("a reward is nan.")
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_run_goes_on_for_its_steps(tmp_path, evaluations):
+    seen = []
+    with Run(run_flags(tmp_path, total_timesteps=350), "palmer") as run:
+        run.restore(FIRST, Envs())
+        while run.goes_on():
+            seen.append((run.step, run.progress))
+            run.count(episodes(1))
+            run.log({})
+        summary = run.finish("policy", FIRST)
+    assert seen == [(0, 0), (100, 100 / 350), (200, 200 / 350), (300, 300 / 350)]
+    assert summary["steps"] == 400 and summary["sps"] == pytest.approx(400 / summary["seconds"])
+    assert evaluations == [(400, 1000, False), (400, 1000, True)]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    assert run._envs.closed
+    *learned, last = rows(tmp_path / "run")
+    assert [row["step"] for row in learned] == [100, 200, 300, 400]
+    assert learned[1]["train/success_rate"] == 1.0 and learned[1]["charts/episodic_length"] == 5.0
+    assert {name: value for name, value in last.items() if name != "time"} == {
+        "step": 400,
+        "evals/reward": 0.5,
+        "evals/episode_length": 7.0,
+        "evals/success_rate": 0.25,
+    }
+
+
+def test_the_share_solved_is_of_500_episodes_and_tells_when_levels_were_reached(tmp_path, evaluations):
+    with Run(run_flags(tmp_path, total_timesteps=10**6, stop_at_success=1.0), "palmer") as run:
+        run.restore(FIRST, Envs())
+        shares = []
+        for solved, failed in ((474, 0), (1, 0), (0, 25), (495, 5), (500, 0)):
+            assert run.goes_on(), shares
+            run.count(episodes(solved, failed))
+            shares.append(run.share_solved)
+        assert shares == [0.948, 0.95, 0.95, 0.99, 1.0]
+        assert not run.goes_on()
+        summary = run.finish("policy", FIRST)
+    assert (summary["steps_to_0.95"], summary["steps_to_0.99"]) == (200, 400)
+    assert 0 < summary["seconds_to_0.95"] < summary["seconds_to_0.99"] < summary["seconds"]
+
+
+def test_stopping_at_success_needs_a_task_that_tells_it(tmp_path):
+    envs = Envs()
+    envs.tells_success = False
+    flags = run_flags(tmp_path, stop_at_success=0.9)
+    with pytest.raises(InputError, match="--stop-at-success 0.9: "), Run(flags, "palmer") as run:
+        run.restore(FIRST, envs)
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluations_are_due_whenever_so_many_steps_were_passed(tmp_path, evaluations):
+    with Run(run_flags(tmp_path, total_timesteps=1000, eval_every=250, eval_episodes=7), "palmer") as run:
+        run.restore(FIRST, Envs())
+        while run.goes_on():
+            run.count(episodes(0))
+            metrics = run.evaluate_when_due("policy")
+            assert bool(metrics) == (run.step in (300, 500, 800, 1000))
+    assert evaluations == [(step, 7, False) for step in (300, 500, 800, 1000)]
+    assert metrics == {"evals/reward": 0.5, "evals/episode_length": 7.0, "evals/success_rate": 0.25}
+
+
+def iterate(run, carry):
+    """One iteration -> what the next starts from."""
+    assert run.goes_on()
+    run.count(episodes(1))
+    run._envs.state, run._parts["counter"].value = run.step, 2 * run.step
+    carry = RunCarry(carry.obs + 1, carry.memory + torch.rand(3, 4))
+    run.save_when_due(carry)
+    return carry
+
+
+def test_a_checkpoint_is_due_every_so_many_seconds_and_a_run_resumed_from_it_goes_on_where_it_was(tmp_path):
+    file = tmp_path / "run" / "checkpoint.pt"
+    flags = run_flags(tmp_path, checkpoint_every=0.0)
+    with Run(flags, "palmer") as run:
+        carry = run.restore(FIRST, Envs(), counter=Counter())
+        carry = iterate(run, carry)
+        run.args.checkpoint_every = 1e6
+        assert load_checkpoint(file)["step"] == 100
+        expected = iterate(run, carry)
+        assert load_checkpoint(file)["step"] == 100, "not due again"
+
+    with Run(RunFlags(resume=str(tmp_path / "run")), "palmer") as run:
+        envs, counter = Envs(), Counter()
+        assert run.args == dataclasses.replace(flags, resume=str(tmp_path / "run"), checkpoint_every=0.0)
+        resumed = run.restore(RunCarry(FIRST.obs * 0, FIRST.memory * 0), envs, counter=counter)
+        assert (run.step, list(run.recent), envs.state, counter.value) == (100, [[1.0, 5.0, 1.0]], 100, 200)
+        assert torch.equal(resumed.memory, carry.memory)
+        again = iterate(run, resumed)
+    assert torch.equal(again.obs, expected.obs) and torch.equal(again.memory, expected.memory), "and as random"
+
+
+def test_environments_that_cannot_be_saved_restart(tmp_path, capsys):
+    with Run(run_flags(tmp_path, checkpoint_every=0.0), "palmer") as run:
+        iterate(run, run.restore(FIRST, Envs(exact_resume=False), counter=Counter()))
+    with Run(RunFlags(resume=str(tmp_path / "run")), "palmer") as run:
+        resumed = run.restore(FIRST, Envs(exact_resume=False), counter=Counter())
+    assert resumed.obs.tolist() == [-1] * 4 and torch.equal(resumed.memory, FIRST.memory)
+    assert run._envs.state == run.step == 100
+    assert "all episodes restart" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_a_run_after_its_iteration_without_an_evaluation(tmp_path, evaluations, capsys):
+    with Run(run_flags(tmp_path), "palmer") as run:
+        carry = run.restore(FIRST, Envs(), counter=Counter())
+        carry = iterate(run, carry)
+        os.kill(os.getpid(), signal.SIGINT)
+        carry = iterate(run, carry)
+        assert not run.goes_on()
+        summary = run.finish("policy", carry)
+    assert summary["steps"] == load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 200
+    assert summary["evaluation"] is None and evaluations == []
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert f"--resume {tmp_path / 'run'}" in capsys.readouterr().out
+
+
+def test_each_process_has_its_share_of_environments_and_seeds_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness.run, "join_processes", lambda device: (3, 4))
+    run = Run(run_flags(tmp_path, seed=7, num_envs=24, num_minibatches=3), "palmer")
+    assert (run.num_envs, run.env_seed) == (6, 7 + 3 * harness.run.PROCESS_SEED)
+    with pytest.raises(InputError, match="--num-minibatches 4: .*processes \\(4\\)"):
+        _ = Run(run_flags(tmp_path, num_envs=24, num_minibatches=4), "palmer").num_envs

@@ -1,7 +1,7 @@
 """Search the settings that all agents share, with Optuna.
 
-    python scripts/tune.py --study results/search/journal.log --trials 20
-    python scripts/tune.py --study results/search/journal.log --show
+    python -m study.tune --study results/search/journal.log --trials 20
+    python -m study.tune --study results/search/journal.log --show
 
 One trial is one group of settings, the same for all three agents: it trains each of them on each environment, and
 its value is the mean over these runs of
@@ -22,11 +22,14 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import optuna
-import tyro
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+
+from harness.flags import Range, check_args, run_script
+from harness.input_error import InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STUDY_NAME = "palmer"
@@ -40,9 +43,9 @@ SOLVED = 0.95
 class Options:
     study: Path = Path("results/search/journal.log")
     """the study's journal; made if it does not exist"""
-    trials: int = 20
+    trials: Annotated[int, Range(1, 100_000)] = 20
     """trials that this process runs"""
-    total_timesteps: int = 500_000
+    total_timesteps: Annotated[int, Range(1, 10**11)] = 500_000
     """environment steps of each run, at most"""
     show: bool = False
     """print the best trials so far and search no further"""
@@ -56,7 +59,6 @@ DEFAULTS = {
     "1 - gamma": 0.015,
     "recall_coef": 2.0,
     "visit_bonus": 0.3,
-    "visit_budget": 4.0,
     "update_epochs": 3,
     "num_minibatches": 4,
     "num_envs": 64,
@@ -72,7 +74,6 @@ def suggest(trial: optuna.Trial) -> dict[str, float | int]:
         "gamma": 1 - trial.suggest_float("1 - gamma", 0.01, 0.05, log=True),
         "recall_coef": trial.suggest_float("recall_coef", 0.5, 8, log=True),
         "visit_bonus": trial.suggest_float("visit_bonus", 0.1, 1.0, log=True),
-        "visit_budget": trial.suggest_float("visit_budget", 1, 16, log=True),
         "update_epochs": trial.suggest_int("update_epochs", 2, 4),
         "num_minibatches": trial.suggest_categorical("num_minibatches", [2, 4, 8]),
         "num_envs": trial.suggest_categorical("num_envs", [32, 64, 128]),
@@ -91,7 +92,7 @@ def train(algo: str, env_id: str, seed: int, settings: dict[str, float | int], t
             "final_eval_episodes": 1,
             "stop_at_success": SOLVED,
         }
-        command = [sys.executable, f"ppo_{algo}.py", "--no-save-model"]
+        command = [sys.executable, f"ppo_{algo}.py"]
         for name, value in flags.items():
             command += ["--" + name.replace("_", "-"), str(value)]
         # One thread each: several searches share a machine well, and the seconds of a run can be compared.
@@ -131,9 +132,11 @@ def show(study: optuna.Study, count: int = 10) -> None:
 
 
 def main(options: Options) -> None:
+    """Search and print the best trials. Raises InputError on wrong input."""
+    check_args(options)
     if options.show:
-        if not options.study.exists():
-            sys.exit(f"error: --study {options.study}: does not exist; make it by the same command without --show")
+        if not options.study.is_file():
+            raise InputError(f"--study {options.study}: does not exist; make it by the same command without --show.")
         storage = JournalStorage(JournalFileBackend(str(options.study)))
         show(optuna.load_study(storage=storage, study_name=STUDY_NAME))
         return
@@ -151,4 +154,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run_script(main, Options, {}, __doc__)

@@ -1,6 +1,6 @@
 """How many steps does a Memory maze take at least? The mean episode length of the best possible policy.
 
-    python scripts/shortest_ways.py [--env-ids MiniGrid-MemoryS11-v0 ...]
+    python -m study.shortest_ways [--env-ids MiniGrid-MemoryS11-v0 ...]
 
 Best is: never the wrong object, and as few steps as possible on average, knowing nothing but what a view of 3x3 cells
 has shown in this episode. What such a policy knows is a belief: the states in which it may be, and how likely each
@@ -9,7 +9,6 @@ steps still to come from each are found by value iteration over all of them (Kae
 https://doi.org/10.1016/S0004-3702(98)00023-X). Writes results/shortest/runs.csv.
 """
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,13 +16,12 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from experiment import run_script
-from input_error import InputError
-from memory_envs import MemoryTables, build_tables, memory_maze
-
-from scripts.collect_results import write_csv
+from harness.flags import run_script
+from harness.input_error import InputError
+from study.files import write_csv
+from tasks.envs import maze_tables
+from tasks.minigrid_memory import maze_of
+from tasks.tables import Tables
 
 VIEW = 3  # cells
 MAZES = ("S11", "S13", "S13Random", "S17Random", "S25Random", "S33Random")  # on which agents were trained
@@ -41,7 +39,7 @@ class Options:
     """the table to write"""
 
 
-def beliefs_by_view(tables: MemoryTables, weights: Iterable[tuple[int, float]]) -> list[tuple[float, Belief]]:
+def beliefs_by_view(tables: Tables, weights: Iterable[tuple[int, float]]) -> list[tuple[float, Belief]]:
     """States and their weights -> for each view that they may show: its weight, and the belief that it leaves."""
     groups: dict[int, dict[int, float]] = defaultdict(lambda: defaultdict(float))
     for state, weight in weights:
@@ -54,7 +52,7 @@ def beliefs_by_view(tables: MemoryTables, weights: Iterable[tuple[int, float]]) 
     return result
 
 
-def successors(tables: MemoryTables, belief: Belief) -> list[list[tuple[float, Belief]]]:
+def successors(tables: Tables, belief: Belief) -> list[list[tuple[float, Belief]]]:
     """For each move that cannot end at the wrong object: probability and belief of each view that may follow.
 
     Where the move ends the episode nothing follows, and the probabilities add up to less than 1.
@@ -70,10 +68,8 @@ def successors(tables: MemoryTables, belief: Belief) -> list[list[tuple[float, B
 
 
 def shortest_length(env_id: str) -> float:
-    """Mean episode length of the best possible policy, in steps. Raises InputError for any but a Memory maze."""
-    if memory_maze(env_id) is None:
-        raise InputError(f"--env-ids {env_id}: must be mazes of MiniGrid Memory.")
-    tables = build_tables(env_id, "symbolic", VIEW)
+    """Mean episode length of the best possible policy on a maze of MiniGrid Memory, in steps."""
+    tables = maze_tables(env_id, "symbolic", VIEW)
     chances = torch.diff(tables.start_cdf, prepend=torch.zeros(1, dtype=torch.float64)).tolist()
     first = beliefs_by_view(tables, zip(tables.start_state.tolist(), chances, strict=True))
 
@@ -96,11 +92,16 @@ def shortest_length(env_id: str) -> float:
 
 
 def main(options: Options) -> None:
+    """Compute, print and write the table. Raises InputError for any environment but a Memory maze."""
+    if not options.env_ids:
+        raise InputError("--env-ids: none given; name at least one maze of MiniGrid Memory.")
+    for env_id in options.env_ids:
+        if maze_of(env_id) is None:
+            raise InputError(f"--env-ids {env_id}: must be mazes of MiniGrid Memory.")
     rows = []
     for env_id in options.env_ids:
         rows.append({"env": env_id, "length": f"{shortest_length(env_id):.4f}"})
         print(f"{env_id}: {rows[-1]['length']} steps")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     write_csv(options.out, rows)
 
 
