@@ -77,8 +77,8 @@ class Film:
                 f"--video {file}: must be in a folder that exists and can be written ({error.strerror})."
             ) from error
         self._draft = Path(folder, f"draft{suffix}")
-        # However the film ends, at Python's exit at the latest: first the writer, as ffmpeg would go on writing into a
-        # folder that is being removed, then the folder, even if the writer fails.
+        # However the film ends, at Python's exit at the latest: first the writer, as ffmpeg would go on writing into
+        # a folder that is being removed, then the folder, even if the writer fails.
         leaving = ExitStack()
         self._clean_up = weakref.finalize(self, leaving.close)
         leaving.callback(shutil.rmtree, folder, ignore_errors=True)
