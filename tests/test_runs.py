@@ -1,31 +1,41 @@
 """Whole runs of the scripts: repeatable, resumable after a kill, stoppable, evaluated as saved; wrong input."""
 
 import json
+import math
+import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args, get_type_hints
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
+import memory_aids
 import ppo_lstm
 import ppo_palmer
 import ppo_trxl
 from harness import run
-from harness.flags import run_script
+from harness.flags import Range, check_args, metadata, run_script
 from harness.input_error import InputError
+from harness.run import PROCESS_SEED, RunArgs
 from palmer_policy import TrXLPolicy
+from tasks import TaskArgs, make_envs
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = [ppo_palmer, ppo_lstm, ppo_trxl]
 TINY = {
     "env_id": "MiniGrid-MemoryS7-v0",
     "obs_mode": "symbolic",
+    "max_episode_steps": 24,
     "total_timesteps": 6 * 4 * 16,
     "num_envs": 4,
     "num_steps": 16,
@@ -41,13 +51,30 @@ SCALARS = {
     *("charts/entropy_coefficient", "evals/reward", "evals/episode_length", "evals/success_rate"),
     *("train/success_rate", "losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/recall_loss"),
     *("losses/approx_kl", "losses/old_approx_kl", "losses/clipfrac", "losses/explained_variance"),
-    "losses/first_minibatch_ratio_error",
+    *("losses/age_loss", "losses/first_minibatch_ratio_error", "charts/visit_bonus"),
 }
 GATES = {f"gates/{name}" for name in ("agf_value", "min_gate_value", "max_gate_value", "std_gate_value")}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in all processes started here: numbers are the same with as many threads, and threads survive no fork."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def tiny_args(script, run_dir, **flags):
     return script.Args(**TINY | {"run_dir": str(run_dir)} | flags)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The checkpoint of an agent that has hardly learned anything."""
+    folder = tmp_path_factory.mktemp("trained")
+    ppo_palmer.main(tiny_args(ppo_palmer, folder, total_timesteps=64, eval_every=0))
+    return str(folder / "checkpoint.pt")
 
 
 def command(script_name, **flags):
@@ -104,28 +131,29 @@ def test_the_same_seed_gives_the_same_run_bit_for_bit(tmp_path):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(script, tmp_path):
-    flags = TINY | {"total_timesteps": 150 * 4 * 16, "eval_every": 3200, "checkpoint_every": 0.3}
-    script.main(script.Args(**flags | {"run_dir": str(tmp_path / "whole")}))
-    # An interruption must not find itself in the logs, so kill at some moment after the first checkpoint.
+    flags = {"total_timesteps": 40 * 4 * 16, "eval_every": 960, "update_epochs": 1}
+    script.main(tiny_args(script, tmp_path / "whole", **flags))
+    # An interruption must not find itself in the logs, so kill at some moment after the first checkpoint. A copy of
+    # this process does as well as a new one, and need not start Python.
     killed = tmp_path / "killed"
-    words = command(f"ppo_{script.ALGO}.py", **flags, run_dir=killed)
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log)
-        deadline = time.monotonic() + 60
-        while not (killed / "checkpoint.pt").exists() or len(rows_so_far(killed)) < 30:
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert len(rows_so_far(killed)) < 150, "the run must have been cut"
+    fork = multiprocessing.get_context("fork")
+    process = fork.Process(target=script.main, args=(tiny_args(script, killed, **flags, checkpoint_every=0.1),))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not (killed / "checkpoint.pt").exists() or len(rows_so_far(killed)) < 8:
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    assert len(rows_so_far(killed)) < 40, "the run must have been cut"
     with open(killed / "metrics.jsonl", "a") as metrics:
         metrics.write('{"step": 99')  # what a kill may leave of a row
-    script.main(script.Args(resume=str(killed)))
+    script.main(script.Args(resume=str(killed), checkpoint_every=1e3))
 
     assert rows(killed) == rows(tmp_path / "whole")
     assert tensorboard(killed) == tensorboard(tmp_path / "whole")
     a, b = checkpoint(killed), checkpoint(tmp_path / "whole")
-    for part in ("policy", "optimizer", "processes", "recent", "step"):
+    for part in ("policy", "optimizer", "aids", "scale", "processes", "recent", "step"):
         assert identical(a[part], b[part]), part
 
 
@@ -148,8 +176,8 @@ def rows_so_far(run_dir):
 def test_a_run_may_stop_once_enough_is_solved(level, monkeypatch, tmp_path):
     """With two recent episodes instead of 500, chance solves enough within the first rollouts."""
     monkeypatch.setattr(run, "RECENT_EPISODES", 2)
-    args = tiny_args(ppo_palmer, tmp_path / "run", num_envs=16, total_timesteps=1024, eval_every=0)
-    args.stop_at_success = level
+    flags = {"num_envs": 16, "total_timesteps": 1024, "eval_every": 0, "max_episode_steps": 96}
+    args = tiny_args(ppo_palmer, tmp_path / "run", stop_at_success=level, **flags)
     summary = ppo_palmer.main(args)
     assert (summary["steps"] < 1024) == (level is not None)
     assert summary["evaluation"]["episodes"] == args.final_eval_episodes, "the evaluation follows all the same"
@@ -182,17 +210,20 @@ def test_ctrl_c_saves_and_exits_cleanly(tmp_path):
     assert checkpoint(tmp_path / "run")["step"] == rows(tmp_path / "run")[-1]["step"]
 
 
-def test_evaluate_prints_one_json_object_alone(tmp_path):
+def test_evaluate_prints_one_json_object_alone(monkeypatch, tmp_path, capfd):
     ppo_lstm.main(tiny_args(ppo_lstm, tmp_path / "run", total_timesteps=64, eval_every=0))
     file = tmp_path / "run" / "checkpoint.pt"
-    words = command("evaluate.py", checkpoint=file, episodes=7, seed=3, json=True, greedy=True)
-    words += ["--env-id", "MiniGrid-MemoryS9-v0"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout)
+    _, *words = command("evaluate.py", checkpoint=file, episodes=7, seed=3, json=True, greedy=True)
+    monkeypatch.setattr(sys, "argv", [*words, "--env-id", "MiniGrid-MemoryS9-v0"])
+    capfd.readouterr()
+    runpy.run_path(str(ROOT / "evaluate.py"), run_name="__main__")
+    out, error = capfd.readouterr()
+    assert not error
+    result = json.loads(out)
     assert (result["env_id"], result["algo"], result["episodes"]) == ("MiniGrid-MemoryS9-v0", "lstm", 7)
     assert (result["seed"], result["greedy"], result["steps_trained"]) == (3, True, 64)
     assert 0 <= result["success_ci_low"] <= result["success_rate"] <= result["success_ci_high"] <= 1
-    assert 1 <= result["mean_length"] <= 96 and 0 <= result["mean_return"] <= 1
+    assert 1 <= result["mean_length"] <= 24 and 0 <= result["mean_return"] <= 1
 
 
 class PressesButtons(evaluate.gym.Wrapper):
@@ -210,11 +241,10 @@ class PressesButtons(evaluate.gym.Wrapper):
         return obs, float(over and self.number == 1), over and self.number < 2, over and self.number > 0, info
 
 
-def test_evaluation_tells_time_outs_from_wrong_objects(monkeypatch, tmp_path):
-    ppo_palmer.main(tiny_args(ppo_palmer, tmp_path / "run", total_timesteps=64, eval_every=0))
+def test_evaluation_tells_time_outs_from_wrong_objects(monkeypatch, trained):
     make = evaluate.gym.make
     monkeypatch.setattr(evaluate.gym, "make", lambda *a, **k: PressesButtons(make(*a, **k)))
-    result = evaluate.main(evaluate.Args(checkpoint=str(tmp_path / "run" / "checkpoint.pt"), episodes=5))
+    result = evaluate.main(evaluate.Args(checkpoint=trained, episodes=5))
     assert (result["success_rate"], result["timeout_rate"]) == (0.2, 0.6)
 
 
@@ -227,21 +257,20 @@ def test_evaluation_with_another_memory_length(monkeypatch, tmp_path):
         return remember(self, x, state, episode_start)
 
     monkeypatch.setattr(TrXLPolicy, "remember", watched)
-    for given, seen in ((None, 8), (5, 5), (30, 30)):
+    for given, seen in ((None, 8), (5, 5), (20, 20)):
         cached.clear()
         file = str(tmp_path / "run" / "checkpoint.pt")
         result = evaluate.main(evaluate.Args(checkpoint=file, episodes=8, memory_length=given))
         assert result["memory_length"] == seen == max(cached) + 1, "the cached steps and the present one"
 
 
-def test_a_video_shows_five_episodes(monkeypatch, tmp_path):
+def test_a_video_shows_five_episodes(monkeypatch, trained, tmp_path):
     shown = []
     add = evaluate.Film.add
     monkeypatch.setattr(evaluate.Film, "add", lambda self, *a, **k: shown.append(k["episode"]) or add(self, *a, **k))
-    ppo_palmer.main(tiny_args(ppo_palmer, tmp_path / "run", total_timesteps=64, eval_every=0))
-    file, video = tmp_path / "run" / "checkpoint.pt", tmp_path / "episodes.mp4"
+    video = tmp_path / "episodes.mp4"
     flags = {"episodes": 12, "max_episode_steps": 6, "video": str(video)}
-    result = evaluate.main(evaluate.Args(checkpoint=str(file), **flags))
+    result = evaluate.main(evaluate.Args(checkpoint=trained, **flags))
     assert result["episodes"] == 12 and sorted(set(shown)) == [1, 2, 3, 4, 5]
     assert video.stat().st_size > 1000
 
@@ -259,7 +288,7 @@ def test_wilson_interval_against_published_values():
     assert evaluate.wilson_interval(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
 
 
-def test_evaluation_counts_every_episode_once_and_its_seeds_are_held_out(monkeypatch, tmp_path):
+def test_evaluation_counts_every_episode_once_and_its_seeds_are_held_out(monkeypatch, trained):
     seeds = []
     make = evaluate.make_real_env
 
@@ -269,9 +298,8 @@ def test_evaluation_counts_every_episode_once_and_its_seeds_are_held_out(monkeyp
         env.reset = lambda seed: seeds.append(seed) or reset(seed=seed)
         return env
 
-    ppo_palmer.main(tiny_args(ppo_palmer, tmp_path / "run", total_timesteps=64, eval_every=0))
     monkeypatch.setattr(evaluate, "make_real_env", recording)
-    evaluate.main(evaluate.Args(checkpoint=str(tmp_path / "run" / "checkpoint.pt"), episodes=150, seed=2, json=True))
+    evaluate.main(evaluate.Args(checkpoint=trained, episodes=150, seed=2, max_episode_steps=3, json=True))
     assert sorted(seeds) == [1_002_000_000 + i for i in range(150)]
 
 
@@ -312,10 +340,9 @@ def test_wrong_input_ends_in_one_sentence_before_training(flags, sentence, monke
     assert not out and not os.listdir(tmp_path), "nothing is trained or written"
 
 
-def test_evaluate_refuses_what_does_not_fit(tmp_path):
-    ppo_palmer.main(tiny_args(ppo_palmer, tmp_path / "run", total_timesteps=64, eval_every=0))
+def test_evaluate_refuses_what_does_not_fit(trained, tmp_path):
     ppo_lstm.main(tiny_args(ppo_lstm, tmp_path / "lstm", total_timesteps=64, eval_every=0))
-    good = tmp_path / "run" / "checkpoint.pt"
+    good = Path(trained)
     payload = torch.load(good, weights_only=True)
     other_algo, other_shape, damaged = (tmp_path / name for name in ("algo.pt", "shape.pt", "damaged.pt"))
     torch.save(payload | {"algo": "dqn"}, other_algo)
@@ -340,3 +367,167 @@ def test_asking_for_a_missing_gpu_falls_back_with_a_notice(tmp_path, capsys, mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     ppo_palmer.main(tiny_args(ppo_palmer, tmp_path / "run", total_timesteps=64, eval_every=0, cuda=True))
     assert capsys.readouterr().out.count("--cuda") == 1
+
+
+# ------------------------------------------------------------------------------------ flags and their ranges
+
+
+def test_every_flag_with_a_number_has_a_range():
+    for module in [*SCRIPTS, evaluate]:
+        hints = get_type_hints(module.Args)
+        # Of a bool or a Literal there is nothing to limit.
+        numbers = {name for name, hint in hints.items() if {int, float} & {hint, *get_args(hint)}}
+        assert len(numbers) >= 4 and metadata(module.Args, Range).keys() == numbers
+
+
+def outside(allowed, kind):
+    """Values that a flag of this range and kind must not have, the nearest ones among them."""
+    if kind is int:
+        return allowed.least - (not allowed.above), allowed.most + 1, -(10**30), 10**30
+    below = allowed.least if allowed.above else math.nextafter(allowed.least, -math.inf)
+    return below, math.nextafter(allowed.most, math.inf), math.nan, math.inf, -math.inf
+
+
+def within(allowed, kind):
+    """The first and the last value of the range."""
+    if kind is int:
+        return allowed.least + allowed.above, allowed.most
+    return math.nextafter(allowed.least, math.inf) if allowed.above else allowed.least, allowed.most
+
+
+@pytest.mark.parametrize("module", [*SCRIPTS, evaluate])
+def test_values_outside_of_their_range_are_refused_before_anything_is_made(module, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for maker in ("make_envs", "make_policy", "load_policy"):  # nothing of the kind may be reached
+        if hasattr(module, maker):
+            monkeypatch.setattr(module, maker, lambda *a, **k: pytest.fail("something was made"))
+    required = {"checkpoint": "checkpoint.pt"} if module is evaluate else {"cuda": False}
+    hints = get_type_hints(module.Args)
+    check_args(module.Args(**required))
+    for name, allowed in metadata(module.Args, Range).items():
+        kind = int if int in {hints[name], *get_args(hints[name])} else float
+        for value in within(allowed, kind):
+            check_args(module.Args(**required | {name: kind(value)}))
+        for value in outside(allowed, kind):
+            with pytest.raises(InputError) as error:
+                module.main(module.Args(**required | {name: value}))
+            sentence = str(error.value)
+            assert sentence == f"--{name.replace('_', '-')} {value}: must be {allowed}.", "one sentence names all"
+    assert not os.listdir(tmp_path)
+
+
+# ------------------------------------------------------------------------------------ seeds
+
+
+def test_held_out_seeds_are_none_that_training_uses():
+    last = int(metadata(evaluate.Args, Range)["seed"].most)
+    most_episodes = metadata(RunArgs, Range)["final_eval_episodes"].most
+    assert last >= metadata(RunArgs, Range)["seed"].most, "training evaluates with its own seed"
+    assert max(most_episodes, metadata(evaluate.Args, Range)["episodes"].most) <= evaluate.SEED_BLOCK
+    for seed in (0, 1, 999, 1000, last - 1, last):
+        for episode in (0, 1, evaluate.SEED_BLOCK - 1):
+            assert 10**9 <= evaluate.held_out_seed(seed, episode) < 2**31
+    ends = [evaluate.held_out_seed(seed, episode) for seed in range(1000) for episode in (0, evaluate.SEED_BLOCK - 1)]
+    assert ends == sorted(set(ends)), "a thousand seeds share no episode"
+
+
+SEEDS: list[int] = []  # with which environments were reset
+
+
+class Seeded(gym.Env):
+    """Tells with which seed it was reset."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,), np.float32), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        SEEDS.append(seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+
+gym.register("Seeded-v0", Seeded)
+
+
+def test_training_seeds_stay_below_those_held_out():
+    """Of hundreds of processes with as many environments as are allowed, and after every resume."""
+    seed, num_envs = (int(metadata(ppo_palmer.Args, Range)[name].most) for name in ("seed", "num_envs"))
+    assert num_envs <= PROCESS_SEED, "no two processes play the same episodes"
+    SEEDS.clear()
+    envs = make_envs(TaskArgs("Seeded-v0"), 3, seed=seed + 511 * PROCESS_SEED)
+    envs.reset()
+    assert [seed for seed in SEEDS if seed is not None][-3:] == [seed + 511 * PROCESS_SEED + i for i in range(3)]
+    assert max(SEEDS) + num_envs < 10**9
+    for steps in range(300):
+        SEEDS.clear()
+        envs.load_state_dict(envs.state_dict() | {"steps": steps})
+        envs.reset()
+        assert len(SEEDS) == 3 and min(SEEDS) >= 0 and max(SEEDS) < 10**9
+
+
+# ------------------------------------------------------------------------------------ any environment
+
+
+class Endless(Seeded):
+    """Never ends and has no time limit."""
+
+
+gym.register("Endless-v0", Endless)
+
+
+def test_an_evaluation_ends_where_episodes_do_not(monkeypatch, tmp_path, capsys):
+    assert evaluate.UNLIMITED_STEPS <= 1000
+    monkeypatch.setattr(evaluate, "UNLIMITED_STEPS", 30)
+    flags = {"env_id": "Endless-v0", "max_episode_steps": None, "total_timesteps": 64, "eval_every": 64}
+    evaluation = ppo_palmer.main(tiny_args(ppo_palmer, tmp_path / "run", **flags))["evaluation"]
+    assert (evaluation["mean_length"], evaluation["timeout_rate"], evaluation["step_limit"]) == (30, 1, 30)
+    assert evaluation["success_rate"] is None
+    assert "no time limit is known" in capsys.readouterr().out
+    again = evaluate.main(evaluate.Args(checkpoint=str(tmp_path / "run" / "checkpoint.pt"), episodes=2))
+    assert again["mean_length"] == 30
+
+
+def tensors(tree):
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else []
+    return [tensor for part in parts for tensor in tensors(part)]
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "MiniGrid-MemoryS7-v0"])
+def test_a_checkpoint_holds_what_is_needed_and_nothing_behind_it(env_id, tmp_path):
+    """A view would be saved with all that it is a view of: the buffers of caches, tables and codes."""
+    flags = {"env_id": env_id, "obs_mode": "symbolic", "total_timesteps": 2 * 2048, "final_eval_episodes": 1}
+    args = ppo_palmer.Args(**flags, cuda=False, eval_every=0, max_episode_steps=40, run_dir=str(tmp_path / "run"))
+    ppo_palmer.main(args)
+    saved = tensors(checkpoint(tmp_path / "run"))
+    assert len(saved) > 50
+    for tensor in saved:
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size(), tensor.shape
+    if env_id == "CartPole-v1":  # its episodes restart on resume, and what is in the middle of them is not kept
+        assert (tmp_path / "run" / "checkpoint.pt").stat().st_size < 6e6
+
+
+def test_a_resumed_gymnasium_run_keeps_what_its_aids_know_of_episodes(monkeypatch, tmp_path):
+    """Its observations get new numbers, but the same look has the same code, and shares of episodes are by code."""
+    flags = {"env_backend": "gymnasium", "total_timesteps": 256, "eval_every": 0}
+    ppo_palmer.main(tiny_args(ppo_palmer, tmp_path / "run", **flags))
+    saved = checkpoint(tmp_path / "run")["aids"]
+    assert saved["episodes"] > 0 and saved["together"].any() and len(saved["codes"]["prototypes"]) > 10
+    found, first_visits = [], memory_aids.MemoryAids.first_visits
+
+    def watched(aids, batch, carry, fading):
+        before = (aids.together.clone(), aids.episodes)
+        result = first_visits(aids, batch, carry, fading)
+        found.append((*before, aids.familiar.clone(), aids.codes.prototypes))
+        return result
+
+    monkeypatch.setattr(memory_aids.MemoryAids, "first_visits", watched)
+    ppo_palmer.main(ppo_palmer.Args(resume=str(tmp_path / "run"), total_timesteps=320))
+    ((together, episodes, familiar, prototypes),) = found
+    assert episodes == saved["episodes"]
+    assert torch.equal(together, saved["together"]) and torch.equal(familiar, saved["together"].diagonal())
+    known = len(saved["codes"]["prototypes"])
+    assert torch.equal(prototypes[:known], saved["codes"]["prototypes"])
+    assert len(prototypes) < 2 * known, "what was known is found again"
