@@ -4,8 +4,8 @@
     python -m study.benchmark_speed --growth     PALMER at growing sizes: growth.json, growth_*.png
     OMP_NUM_THREADS=1 python -m study.benchmark_speed     with one thread; the default is PyTorch's own choice
 
-Needs `pip install -e ".[plots]"`. Every configuration trains in a process of its own, by its script's own `rollout` and
-`update` and with the memory aids between them, on MiniGrid-MemoryS13-v0 from RGB:
+Needs `pip install -e ".[plots]"`. Every configuration trains in a process of its own, by its script's own `rollout`
+and `update` and with the memory aids between them, on MiniGrid-MemoryS13-v0 from RGB:
 
 1. rollouts until the agent's memory is full, so that none is cheap because it is empty;
 2. a warm-up iteration (a rollout and one epoch), in which floating-point operations are counted: matrix products,
