@@ -8,8 +8,8 @@ Reward comes late and says nothing of what should have been remembered. Three ai
   those of the minibatch. It teaches order, which the first recall does not ask for. (Predicting the past from a
   recurrent state: Trinh et al. 2018, https://arxiv.org/abs/1803.00144.)
 - **First-visit bonus.** A reward for an observation that is new in its episode, times its rarity: what every episode
-  shows earns nothing, what tells one from another goes on earning. (Bonuses within an episode: Henaff et al. 2022,
-  https://arxiv.org/abs/2210.05805.)
+  shows earns nothing, what tells one from another goes on earning. Paid only where the task's own reward is silent.
+  (Bonuses within an episode: Henaff et al. 2022, https://arxiv.org/abs/2210.05805.)
 
 The first and the last need not an observation but a number for what looks the same: its code (`Codes`).
 
@@ -50,8 +50,9 @@ class MemoryAidArgs:
     """coefficient of the loss of recall by age: which frame was shown k steps ago, for k up to the steps of a
     rollout? 1 is a guess's loss (0: off)"""
     visit_bonus: Annotated[float, Range(0, 1000)] = 0.3
-    """reward for an observation that is new in its episode, times its rarity beside what the episode has shown; fades
-    out as success comes near 1, at the latest in the last quarter of the run (0: off)"""
+    """reward for an observation that is new in its episode, times its rarity beside what the episode has shown, at
+    steps on which the task's own says nothing; fades out as success comes near 1, at the latest in the last quarter
+    of the run (0: off)"""
 
 
 class Episodes(NamedTuple):
@@ -100,6 +101,7 @@ class MemoryAids:
         if again:  # codes began anew, and with them all that was counted by code
             self.together, self.episodes, seen = self.together * 0, 0, seen & False
         code, last = code_of[batch.obs], code_of[carry.obs]
+        silent = says_nothing(batch.reward)
         rewards, targets = [], []
         for t in range(len(code)):
             done = batch.done[t]
@@ -108,7 +110,7 @@ class MemoryAids:
             # The observation that the step led to; none where the episode ended, as nobody acts on it.
             led_to = code[t + 1] if t + 1 < len(code) else last
             new = ~seen.gather(1, led_to[:, None]).squeeze(1) & ~done
-            worth = new * rarity(self.together, led_to, seen)
+            worth = new * silent[t] * rarity(self.together, led_to, seen)
             left = (1 - novelty / VISIT_BUDGET).clamp_min(0)
             rewards.append(batch.reward[t] + self.args.visit_bonus * fading * worth * left)
             novelty = (novelty + worth) * ~done
@@ -122,7 +124,8 @@ class MemoryAids:
         """Call once a minibatch, memory: z (T, B, D) -> each loss with its coefficient."""
         losses = {}
         if self.args.recall_coef > 0:
-            loss = recall_loss(self.heads["seen"](memory), batch.seen, self.familiar)
+            C = self.codes.count
+            loss = recall_loss(self.heads["seen"](memory, C), batch.seen[..., :C], self.familiar[:C])
             losses["recall_loss"] = loss, self.args.recall_coef
         if self.args.age_coef > 0:
             losses["age_loss"] = self._age_loss(policy, memory, batch), self.args.age_coef
@@ -135,9 +138,10 @@ class MemoryAids:
         """
         age, answer = questions(batch, self.args.num_steps)
         age, answer, z = age.flatten(), answer.flatten(), memory.flatten(0, 1)
-        frames, index = self.table.distinct_frames(answer, policy.fixed_shapes)
-        with torch.no_grad():  # encodings would learn to be told apart, not to be remembered
-            candidates = policy.encoder(frames)
+        numbers, index = self.table.distinct_numbers(answer, policy.fixed_shapes)
+        # As the rollout encoded them: without gradient, as encodings would learn to be told apart instead of
+        # remembered, and once, as pictures cost more than all the rest.
+        candidates = batch.features[numbers]
         # With fixed shapes there are more frames than answers.
         other = torch.ones(len(candidates), dtype=torch.bool, device=index.device).index_fill(0, index, False)
         logits = self.heads["age"](z, age, candidates).masked_fill(other, -math.inf)
@@ -169,12 +173,15 @@ class MemoryAids:
 
 
 class SeenHead(nn.Linear):
-    """Memory z (..., D) -> logits (..., C) of "code c was met in this episode"."""
+    """Memory z (..., D) -> logits (..., C) of "code c was met in this episode", for the first C codes."""
 
     def __init__(self, width: int, codes: int):
         super().__init__(width, codes)
         nn.init.orthogonal_(self.weight, 0.1)
         nn.init.zeros_(self.bias)
+
+    def forward(self, z: Tensor, C: int) -> Tensor:
+        return F.linear(z, self.weight[:C], self.bias[:C])
 
 
 class AgeHead(nn.Module):
@@ -251,6 +258,15 @@ def rarity(together: Tensor, code: Tensor, seen: Tensor) -> Tensor:
     return (1 - torch.maximum(share[code], beside.amax(1))).clamp_min(0)
 
 
+def says_nothing(reward: Tensor) -> Tensor:
+    """Steps that earn what most steps earn, nothing or a price: reward (T, N) -> (T, N) bool.
+
+    The bonus is for where reward is silent. Where every step is told how good it was, as in control tasks, it would
+    pay for states that the task does not want, such as a falling pole.
+    """
+    return (reward == reward.median()) & (reward <= 0)
+
+
 def shares(together: Tensor, both: Tensor, ended: int, counted: int) -> Tensor:
     """Move the shares (C, C) of episodes that showed two codes towards those of `ended` episodes that ended.
 
@@ -293,6 +309,11 @@ class Codes:
         self.prototypes: Tensor | None = None  # (C', F) looks
         self.spread: list[Tensor] = []  # of each part that is a vector: its elements' standard deviations
         self._number_of: dict[bytes, int] = {}  # of each prototype, where only equal looks are one code
+
+    @property
+    def count(self) -> int:
+        """C, codes in use."""
+        return self.capacity if self.exact else len(self.prototypes)
 
     def learn(self, first: int = 0) -> tuple[Tensor, bool]:
         """Stores prototypes for what is near none -> code of each of the table's frames, and did codes restart?

@@ -35,6 +35,7 @@ from tasks.observations import BUCKETS, GRID_VALUES, Frames, is_grid, picture_sc
 
 # Queries that attend at once: bounds the (queries x keys) attention matrix when segments are long.
 QUERY_BLOCK = 128
+PICTURES_AT_ONCE = 128  # that a CPU encodes
 
 
 class KeyValueCache:
@@ -233,10 +234,11 @@ class PartEncoder(nn.Module):
             summed = ((self.net(part) + self.place) * known).sum(-2)
             return (summed / known.sum(-2).clamp_min(1).sqrt()).tanh()
         if self.kind == "picture":
-            part = (
-                part.permute(0, 3, 1, 2).to(dtype).mul(self.scale)
-            )  # not in place: a float picture would be the table's own
-        elif self.kind == "grid":
+            # A part at a time: buffers of more than 32 MB are given back to the system and cost more than the
+            # arithmetic. A copy in any case: a float picture would be the table's own.
+            pictures = part.permute(0, 3, 1, 2).split(len(part) if part.is_cuda else PICTURES_AT_ONCE)
+            return torch.cat([self.net(some.to(dtype, copy=True).mul_(self.scale)) for some in pictures])
+        if self.kind == "grid":
             planes = [F.one_hot(part[..., i].long(), n) for i, n in enumerate(GRID_VALUES)]
             part = torch.cat(planes, -1).permute(0, 3, 1, 2).to(dtype)
         else:

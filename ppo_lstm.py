@@ -162,6 +162,7 @@ class Rollout(NamedTuple):
     next_value: Tensor  # (N,) value of the observation after the last step
     episode: Tensor  # (T, N, 4), of the episode so far: return, length, success, rewards discounted by their age
     gate: Tensor | None  # (T, N, D), 1 = Transformer, 0 = LSTM
+    features: Encodings  # of all observations above, by number, as the policy that acted encoded them
     seen: Tensor | None = None  # (T, N, C) bool, what the episode has shown
 
     def select(self, env: Tensor) -> "Rollout":
@@ -187,7 +188,7 @@ def rollout(args: Args, policy: MemoryPolicy, envs: Any, carry: Carry) -> tuple[
     numbers = table.keep(torch.cat((carry.past, carry.obs[None])))
     past, obs = numbers[:-1], numbers[-1]
     start, state, total = carry.episode_start, carry.state, carry.total
-    features = Encodings(policy.encoder, table, 0 if table.distinct else past.numel())
+    features = Encodings(policy.encoder, table)
     steps = []
     for _ in range(args.num_steps):
         output, state_after = policy.act(features[obs][None], state, start[None])
@@ -214,7 +215,7 @@ def rollout(args: Args, policy: MemoryPolicy, envs: Any, carry: Carry) -> tuple[
 
     next_value = policy.act(features[obs][None], state, start[None])[0].value[0]
     columns = {k: None if v is None else torch.stack([step[k] for step in steps]) for k, v in steps[0].items()}
-    batch = Rollout(**columns, state=carry.state, past=past, next_value=next_value)
+    batch = Rollout(**columns, state=carry.state, past=past, next_value=next_value, features=features)
     past = torch.cat((past, batch.obs))[len(batch.obs) :]
     return batch, Carry(obs, start, state, total, past, carry.episodes)
 

@@ -220,7 +220,7 @@ class ObservationTable:
         """
         if self.distinct:
             return current
-        kept = [part[current.flatten()] for part in self._storage]
+        kept = [part.index_select(0, current.flatten()) for part in self._storage]
         self.count = current.numel()
         if self.count > len(self._storage[0]):  # a frame may be in use more than once
             self._storage = tuple(kept)
@@ -233,10 +233,15 @@ class ObservationTable:
 
         With fixed shapes all that the table holds: counting would make a GPU wait.
         """
+        numbers, index = self.distinct_numbers(obs, fixed_shapes)
+        # Not part[numbers], which copies a frame byte by byte.
+        return tuple(part.index_select(0, numbers) for part in self.frames), index
+
+    def distinct_numbers(self, obs: Tensor, fixed_shapes: bool) -> tuple[Tensor, Tensor]:
+        """As `distinct_frames`, numbers (K,) instead of frames."""
         if fixed_shapes and self.count <= obs.numel():
-            return self.frames, obs
-        numbers, index = obs.unique(return_inverse=True)
-        return tuple(part[numbers] for part in self.frames), index
+            return torch.arange(self.count, device=obs.device), obs
+        return obs.unique(return_inverse=True)
 
     def _append(self, batch: tuple[np.ndarray, ...]) -> Tensor:
         first, self.count = self.count, self.count + len(batch[0])
@@ -257,26 +262,22 @@ def keys(batch: tuple[np.ndarray, ...]) -> list[bytes]:
 
 
 class Encodings:
-    """Encodings (K, D) of a table's frames while the encoder's parameters stand still: each frame is encoded once.
+    """Encodings (K, D) of a table's frames while the encoder's parameters stand still: each frame is encoded once."""
 
-    first: frames of smaller numbers are not asked for.
-    """
-
-    def __init__(self, encoder: Any, table: ObservationTable, first: int = 0):
-        self._encoder, self._table, self._first = encoder, table, first
+    def __init__(self, encoder: Any, table: ObservationTable):
+        self._encoder, self._table = encoder, table
         self._count = table.count
-        self._storage = encoder(tuple(part[first:] for part in table.frames))
+        self._storage = encoder(table.frames)
 
     def __getitem__(self, obs: Tensor) -> Tensor:
         """Numbers (B,) -> (B, D)."""
         known, count = self._count, self._table.count
         if count > known:
             new = self._encoder(tuple(part[known:] for part in self._table.frames))
-            known, rows = known - self._first, count - self._first
-            if rows > len(self._storage):  # twice as large, so that a long rollout is not copied at every step
-                larger = self._storage.new_empty(2 * rows, self._storage.shape[1])
+            if count > len(self._storage):  # twice as large, so that a long rollout is not copied at every step
+                larger = self._storage.new_empty(2 * count, self._storage.shape[1])
                 larger[:known] = self._storage[:known]
                 self._storage = larger
-            self._storage[known:rows] = new
+            self._storage[known:count] = new
             self._count = count
-        return self._storage[obs - self._first]
+        return self._storage[obs]

@@ -56,12 +56,12 @@ def in_this_process(monkeypatch):
 
 
 def flops_by_hand(
-    algo: str, N: int, T: int, D: int, M: int, K: int, layers: int, epochs: int, encoded: list[int]
+    algo: str, N: int, T: int, D: int, M: int, K: int, layers: int, epochs: int, encoded: list[int], candidates: list[int]
 ) -> tuple[int, int]:
     """Multiplications and additions of matrix products in a first rollout and its update, from the equations.
 
-    3x3 symbolic views, no episode ending. encoded: frames that the encoder gets: once in the rollout, then twice in
-    each minibatch of an epoch, to be learned from and, without gradient, to be recalled by age.
+    3x3 symbolic views, no episode ending. encoded: frames that the encoder gets: once in the rollout, then once in
+    each minibatch of an epoch. candidates: of recall by age in each of these.
     """
     convolution = 2 * 9 * 32 * (9 * (11 + 6 + 4))  # cells, maps, and 3x3 cells of one-hot object, colour, state
     encoder_output = 2 * (9 * 32) * D
@@ -83,13 +83,11 @@ def flops_by_hand(
     # Backwards there are two products for each one: for the weights and for the input, which frames do not need.
     # Attention makes 2 products forward and 5 backward, one of which computes the scores again.
     recall = 2 * D * K
-    encoding = sum(encoded[1::2]) * (2 * convolution + 3 * encoder_output)
+    encoding = sum(encoded[1:]) * (2 * convolution + 3 * encoder_output)
     attention = layers * T * T * 7 * product
     # Recall by age: three layers of a query, a key of each candidate, and their products in each of the minibatches.
-    candidates = encoded[2::2]
     age = 3 * (N * T * 3 * 2 * D * D + sum(candidates) * 2 * D * D)
     age += 3 * sum(candidates) * N * T // len(candidates) * 2 * D
-    encoding += sum(candidates) * (convolution + encoder_output)
     update = epochs * (encoding + age + N * (T * 3 * (step + recall) + attention))
     return rollout, update
 
@@ -98,13 +96,15 @@ def flops_by_hand(
 def test_counted_operations_are_those_of_the_equations(algo):
     agent = benchmark_speed.make_agent(tiny(algo))
     carry = agent.script.first_carry(agent.policy, agent.envs, agent.aids)
-    encoded = []
+    encoded, candidates = [], []
     agent.policy.encoder.register_forward_pre_hook(lambda _, inputs: encoded.append(len(inputs[0][0])))
+    agent.aids.heads["age"].key.register_forward_pre_hook(lambda _, inputs: candidates.append(len(inputs[0])))
     flops, _ = benchmark_speed.count_flops(agent, carry)
     N, T = TINY["num_envs"], TINY["num_steps"]
     K, epochs = agent.envs.observations.count, agent.args.update_epochs
-    rollout, update = flops_by_hand(algo, N, T, TINY["width"], TINY["memory_length"], K, 2, epochs, encoded)
-    assert len(encoded) == 1 + 2 * TINY["num_minibatches"]
+    sizes = TINY["width"], TINY["memory_length"], K, 2
+    rollout, update = flops_by_hand(algo, N, T, *sizes, epochs, encoded, candidates)
+    assert len(encoded) == 1 + TINY["num_minibatches"]
     assert flops["rollout"] * N * T == rollout
     assert flops["update"] * N * T == update
 
@@ -143,7 +143,7 @@ def test_each_phase_gets_its_own_time(monkeypatch):
         "rest of the rollout": 7 * T + 0.5,
         "memory aids": 50,
         "advantages": 3,
-        "update": minibatches * (2 * 1000 + 100 + 2 * 10 + 20_000),
+        "update": minibatches * (1000 + 100 + 10 + 20_000),
     }
     assert tuple(phases) == benchmark_speed.PHASES
 

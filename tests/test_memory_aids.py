@@ -11,7 +11,7 @@ from toys import SCRIPTS, TOY, make_agent, small_args, toy_rollout
 
 import memory_aids
 import ppo_palmer
-from memory_aids import Codes, fading, rarity, recall_loss, shares
+from memory_aids import Codes, fading, rarity, recall_loss, says_nothing, shares
 from tasks.observations import ObservationTable, plain_space
 
 
@@ -33,9 +33,9 @@ def test_recall_target_and_visit_bonus_by_hand(script):
         [{3}, {1, 2}],
         [{3}, {1, 2}],
     ]
-    # New observations of the episode: 1 at step 0 and 4 at step 4; 2 at step 0 and 1 at step 2. The first
-    # observation of an episode and the last one, which nobody acts on, earn nothing.
-    assert batch.reward.tolist() == [[0.25, 0.25], [1.0, 3.0], [0.0, 0.25], [0.0, 0.0], [2.25, 0.0]]
+    # New observations of the episode: 1 at step 0 and 4 at step 4, which has a reward of its own; 2 at step 0 and 1
+    # at step 2. The first observation of an episode and the last one, which nobody acts on, earn nothing.
+    assert batch.reward.tolist() == [[0.25, 0.25], [1.0, 3.0], [0.0, 0.25], [0.0, 0.0], [2.0, 0.0]]
     # Carried on: what was shown before the present observation, which the next rollout counts in.
     assert numbers(carry.episodes.seen) == [{3}, set()]
 
@@ -66,7 +66,7 @@ def test_of_a_bonus_that_fades_a_share_is_paid(share):
     policy, aids, _ = make_agent(ppo_palmer, args, TOY)
     batch, carry = ppo_palmer.rollout(args, policy, TOY, ppo_palmer.first_carry(policy, TOY, aids))
     paid = aids.first_visits(batch, carry, share)[0].reward - batch.reward
-    expected = torch.tensor([[0.25, 0.25], [0, 0], [0, 0.25], [0, 0], [0.25, 0]])
+    expected = torch.tensor([[0.25, 0.25], [0, 0], [0, 0.25], [0, 0], [0, 0]])
     torch.testing.assert_close(paid, share * expected)
 
 
@@ -96,10 +96,19 @@ def test_an_episode_that_has_met_much_earns_less(script, monkeypatch):
     start = script.first_carry(policy, TOY, aids)
     start = start._replace(episodes=start.episodes._replace(novelty=torch.tensor([2.0, 9.0])))
     batch, carry = aids.first_visits(*script.rollout(args, policy, TOY, start), 1.0)
-    expected = [[0.1875, 0.0], [1.0, 3.0], [0.0, 0.25], [0.0, 0.0], [2.25, 0.0]]
+    expected = [[0.1875, 0.0], [1.0, 3.0], [0.0, 0.25], [0.0, 0.0], [2.0, 0.0]]
     torch.testing.assert_close(batch.reward, torch.tensor(expected))
-    # Counted anew in every episode, by rarity: observation 4 at step 4 was new and never seen before.
-    assert carry.episodes.novelty.tolist() == [1.0, 0.0]
+    # Counted anew in every episode, by what it was paid for.
+    assert carry.episodes.novelty.tolist() == [0.0, 0.0]
+
+
+def test_the_bonus_is_for_steps_on_which_the_reward_says_nothing():
+    nothing = [[0, 0, 0], [0, 1, -2]]
+    price = [[-0.1, -0.1, 5], [-0.1, -0.1, -0.1]]
+    alive = [[1, 1, 1], [1, 1, 0]]
+    assert says_nothing(torch.tensor(nothing)).tolist() == [[True, True, True], [True, False, False]]
+    assert says_nothing(torch.tensor(price)).tolist() == [[True, True, False], [True, True, True]]
+    assert not says_nothing(torch.tensor(alive)).any()
 
 
 def test_rarity_by_hand():

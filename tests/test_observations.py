@@ -405,16 +405,3 @@ def test_encodings_of_a_table_that_repeats_are_made_once():
         current = table.number(picked(frames, step))
     encodings[current]
     assert sorted(encoder.rows) == list(range(20))
-
-
-def test_encodings_pass_by_what_is_not_asked_for():
-    """Frames of steps long past, which the table still holds, are not encoded again."""
-    table = ObservationTable(VECTOR, capacity=4)
-    table.number(different_frames(VECTOR, 10))
-    encoder = CountingEncoder()
-    encodings = Encodings(encoder, table, first=6)
-    torch.testing.assert_close(encodings[torch.tensor([6, 9])], table.frames[0][[6, 9]] @ encoder.weight)
-    more = table.number(different_frames(VECTOR, 3))
-    torch.testing.assert_close(encodings[more], table.frames[0][more] @ encoder.weight)
-    torch.testing.assert_close(encodings[torch.tensor([7, 8])], table.frames[0][[7, 8]] @ encoder.weight)
-    assert encoder.rows == [6, 7, 8, 9, 0, 1, 2]

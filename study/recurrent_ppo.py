@@ -1,0 +1,94 @@
+"""sb3-contrib's RecurrentPPO, with the settings of PPO-LSTM and timed in the same phases.
+
+The same environments, steps, epochs, minibatches and widths: one LSTM that policy and value share, a hidden layer
+each, and the CNN of Mnih et al. 2015 for pictures. https://sb3-contrib.readthedocs.io, https://arxiv.org/abs/1707.06347
+"""
+
+import time
+from collections import Counter
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
+
+from gymnasium.wrappers import TransformObservation
+from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from tasks.real import make_real_env
+
+
+def make_recurrent_ppo(args: Any) -> RecurrentPPO:
+    """args: PPO-LSTM's flags, of a task whose observations are one picture or one vector."""
+
+    def make_env() -> Any:
+        env = make_real_env(args)
+        (part,) = env.observation_space
+        return TransformObservation(env, lambda obs: obs[0], part)
+
+    envs = DummyVecEnv([make_env] * args.num_envs)
+    pictures = len(envs.observation_space.shape) == 3
+    policy = dict(
+        net_arch=[args.width],
+        lstm_hidden_size=args.width,
+        n_lstm_layers=args.lstm_layers,
+        shared_lstm=True,
+        enable_critic_lstm=False,
+    )
+    if pictures:
+        policy["features_extractor_kwargs"] = {"features_dim": args.width}
+    return RecurrentPPO(
+        "CnnLstmPolicy" if pictures else "MlpLstmPolicy",
+        envs,
+        n_steps=args.num_steps,
+        batch_size=args.num_envs * args.num_steps // args.num_minibatches,
+        n_epochs=args.update_epochs,
+        learning_rate=args.learning_rate,
+        gamma=args.gamma,
+        gae_lambda=args.gae_lambda,
+        max_grad_norm=args.max_grad_norm,
+        policy_kwargs=policy,
+        device="cpu",
+        seed=args.seed,
+    )
+
+
+def timed_iterations(args: Any, seconds: float) -> list[dict[str, float]]:
+    """Train for about `seconds`, after an iteration that warms up -> seconds of each phase, for each iteration."""
+    model = make_recurrent_ppo(args)
+    iterations: list[dict[str, float]] = []
+    began = time.perf_counter()
+    while len(iterations) < 2 or time.perf_counter() - began < seconds:
+        spent: Counter[str] = Counter()
+
+        def timed(owner: Any, function: str, spent: Counter[str] = spent) -> Any:
+            call = getattr(owner, function)
+
+            def clocked(*args: Any, **kwargs: Any) -> Any:
+                start = time.perf_counter()
+                try:
+                    return call(*args, **kwargs)
+                finally:
+                    spent[function] += time.perf_counter() - start
+
+            return patch.object(owner, function, clocked)
+
+        with ExitStack() as stack:
+            places = [(model, "collect_rollouts"), (model, "train"), (model.env, "step"), (model.policy, "forward")]
+            for owner, function in places:
+                stack.enter_context(timed(owner, function))
+            stack.enter_context(timed(model.rollout_buffer, "compute_returns_and_advantage"))
+            model.learn(args.num_envs * args.num_steps, reset_num_timesteps=False)
+        advantages = spent["compute_returns_and_advantage"]
+        rest = spent["collect_rollouts"] - spent["step"] - spent["forward"] - advantages
+        iterations.append(
+            {
+                "environment": spent["step"],
+                "policy in the rollout": spent["forward"],
+                "rest of the rollout": rest,
+                "memory aids": 0.0,
+                "advantages": advantages,
+                "update": spent["train"],
+            }
+        )
+    model.env.close()
+    return iterations[1:]
