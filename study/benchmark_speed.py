@@ -2,12 +2,15 @@
 
     python -m study.benchmark_speed              all agents and presets, the environments alone: speed.json, .png
     python -m study.benchmark_speed --growth     PALMER at growing sizes: growth.json, growth_*.png
+    python -m study.benchmark_speed --tasks      tasks beside the mazes, and sb3-contrib's RecurrentPPO: tasks.json
     OMP_NUM_THREADS=1 python -m study.benchmark_speed     with one thread; the default is PyTorch's own choice
 
-Needs `pip install -e ".[plots]"`. Every configuration trains in a process of its own, by its script's own `rollout`
-and `update` and with the memory aids between them, on MiniGrid-MemoryS13-v0 from RGB:
+Needs `pip install -e ".[plots]"`, with --tasks `pip install -e ".[compare]"`. Every configuration trains in a process
+of its own, by its script's own `rollout` and `update` and with the memory aids between them, on MiniGrid-MemoryS13-v0
+from RGB where no other task is named:
 
-1. rollouts until the agent's memory is full, so that none is cheap because it is empty;
+1. rollouts until the agent's memory is full, so that none is cheap because it is empty, and until observations that
+   do not repeat have been found not to;
 2. a warm-up iteration (a rollout and one epoch), in which floating-point operations are counted: matrix products,
    convolutions and attention as the kernels compute them, so with the masked keys and, backwards, the scores that
    are computed a second time. Element by element operations do not count;
@@ -26,6 +29,7 @@ packages; `memory_before_mb` is what that was before the first rollout.
 import dataclasses
 import gc
 import importlib
+import importlib.util
 import os
 import platform
 import resource
@@ -80,6 +84,9 @@ class Options:
     """folder for the figures and tables"""
     growth: bool = False
     """measure PALMER at growing memory lengths, numbers of environments and widths instead"""
+    tasks: bool = False
+    """measure PALMER and PPO-LSTM on tasks whose observations do not repeat, or not as a table's, and sb3-contrib's
+    RecurrentPPO beside them instead"""
     seconds: Annotated[float, Range(0, 3600)] = 5.0
     """time for the timed iterations of each configuration; one iteration is made in any case"""
 
@@ -104,6 +111,13 @@ CONFIGURATIONS = [
     Configuration("trxl", "report", {}),
 ]
 ENVIRONMENTS = [("table", 64), ("table", 1024), ("table", 16384), ("gymnasium", 16)]
+# The last one is the twin of the one before, from a table.
+TASKS = {
+    "CartPole without velocities": {"env_id": "palmer/CartPoleNoVelocity-v0"},
+    "RepeatPreviousMedium": {"env_id": "popgym:popgym-RepeatPreviousMedium-v0"},
+    "noisy S17Random": {"env_id": "palmer/NoisyMemoryS17Random-v0"},
+    "S17Random": {"env_id": "MiniGrid-MemoryS17Random-v0"},
+}
 
 
 def growth_configurations() -> dict[str, list[Configuration]]:
@@ -195,10 +209,6 @@ def measure_agent(
 
     rates_after = matrix_flops_per_second()
     matrix_rate = statistics.median(rates_before + rates_after)
-    iterations.sort(key=lambda phases: sum(phases.values()))
-    median = iterations[(len(iterations) - 1) // 2]
-    steps = args.num_envs * args.num_steps
-    steps_per_second = steps / sum(median.values())
     lengths = torch.cat(finished)[:, 1]
     row = {
         **configuration._asdict(),
@@ -206,12 +216,11 @@ def measure_agent(
         "num_steps": args.num_steps,
         "parameters": sum(p.numel() for p in agent.optimizer.param_groups[0]["params"]),
         "iterations": len(iterations),
-        "steps_per_second": steps_per_second,
-        "microseconds_per_step": {phase: 1e6 * time / steps for phase, time in median.items()},
+        **speed_of(iterations, args),
         "flops_per_step": flops,
         "minibatch_ms_by_kind": by_kind,
         "matrix_flops_per_second": matrix_rate,
-        "utilisation": sum(flops.values()) * steps_per_second / matrix_rate,
+        "utilisation": sum(flops.values()) * speed_of(iterations, args)["steps_per_second"] / matrix_rate,
         "peak_memory_mb": peak / 1e6,
         "memory_before_mb": memory_before / 1e6,
         "gpu_memory_mb": gpu_peak,
@@ -222,6 +231,29 @@ def measure_agent(
     return row, rates_after
 
 
+def speed_of(iterations: list[dict[str, float]], args: Any) -> dict[str, Any]:
+    """Of the iteration with the median duration."""
+    iterations = sorted(iterations, key=lambda phases: sum(phases.values()))
+    median = iterations[(len(iterations) - 1) // 2]
+    steps = args.num_envs * args.num_steps
+    learner = sum(median.values()) - median["environment"]
+    return {
+        "steps_per_second": steps / sum(median.values()),
+        "learner_steps_per_second": steps / learner,
+        "microseconds_per_step": {phase: 1e6 * time / steps for phase, time in median.items()},
+    }
+
+
+def measure_recurrent_ppo(flags: dict[str, Any], shared_lstm: bool, seconds: float) -> dict[str, Any]:
+    """sb3-contrib's agent with PPO-LSTM's default flags and `flags` -> the row of the results."""
+    from study.recurrent_ppo import timed_iterations
+
+    args = importlib.import_module("ppo_lstm").Args(**flags)
+    iterations = timed_iterations(args, shared_lstm, seconds)
+    algo = "RecurrentPPO, one LSTM" if shared_lstm else "RecurrentPPO"
+    return {"algo": algo, "flags": flags, "iterations": len(iterations), **speed_of(iterations, args)}
+
+
 def fill_memory(agent: Agent) -> Any:
     """Play until the memory is as full as it gets -> what the next rollout starts from."""
     carry = agent.script.first_carry(agent.policy, agent.envs, agent.aids)
@@ -230,6 +262,10 @@ def fill_memory(agent: Agent) -> Any:
     steps = min(fill, agent.args.num_steps)
     for _ in range(0, fill, steps):
         _, carry = agent.with_flags(num_steps=steps).play(carry)
+    table, played = agent.envs.observations, 0
+    while not table.complete and table.distinct and played <= 2 * table.capacity:
+        _, carry = agent.play(carry)
+        played += agent.args.num_envs * agent.args.num_steps
     return carry
 
 
@@ -447,6 +483,21 @@ def print_agents(rows: list[dict[str, Any]], names: list[str]) -> None:
     print_table(header, lines)
 
 
+def print_tasks(rows: list[dict[str, Any]]) -> None:
+    header = ["", "steps/s", "learner alone", "us/step", *PHASES]
+    body = [
+        [
+            f"{row['task']}: {NAMES.get(row['algo'], row['algo'])}",
+            f"{row['steps_per_second']:,.0f}",
+            f"{row['learner_steps_per_second']:,.0f}",
+            f"{sum(row['microseconds_per_step'].values()):,.0f}",
+            *(f"{row['microseconds_per_step'][phase]:,.1f}" for phase in PHASES),
+        ]
+        for row in rows
+    ]
+    print_table(header, body)
+
+
 def print_kinds(rows: list[dict[str, Any]], names: list[str]) -> None:
     """Where the time of a minibatch goes, in ms; nothing on a GPU."""
     if rows[0]["minibatch_ms_by_kind"] is None:
@@ -557,6 +608,20 @@ def measure_all(configurations: list[Configuration], seconds: float) -> list[dic
     return rows
 
 
+def measure_tasks(seconds: float) -> list[dict[str, Any]]:
+    missing = [package for package in ("sb3_contrib", "popgym") if importlib.util.find_spec(package) is None]
+    if missing:
+        raise InputError(f"--tasks: needs the package {missing[0]}, which pip install -e '.[compare]' brings.")
+    rows = []
+    for task, flags in TASKS.items():
+        agents = measure_all([Configuration(algo, "default", flags) for algo in ("palmer", "lstm")], seconds)
+        for shared_lstm in () if task == "S17Random" else (False, True):  # theirs cannot use a table
+            print("measuring RecurrentPPO", *flags.values(), flush=True)
+            agents.append(in_fresh_process(measure_recurrent_ppo, flags, shared_lstm, seconds))
+        rows += [{"task": task, **row} for row in agents]
+    return rows
+
+
 def main(options: Options) -> None:
     """Measure, print tables and, at the end, write files into `options.out`. Raises InputError if it cannot be."""
     check_args(options)
@@ -566,6 +631,11 @@ def main(options: Options) -> None:
         raise InputError(f"--out {options.out}: must be a folder that can be written ({error.strerror}).") from error
     machine = describe_machine()
     print(machine_in_words(machine))
+    if options.tasks:
+        rows = measure_tasks(options.seconds)
+        print_tasks(rows)
+        write_json(options.out / "tasks.json", {"machine": machine, "agents": rows})
+        return
     if options.growth:
         series = {}
         for flag, configurations in growth_configurations().items():

@@ -1,15 +1,18 @@
-"""sb3-contrib's RecurrentPPO, with the settings of PPO-LSTM and timed in the same phases.
+"""sb3-contrib's RecurrentPPO with the settings of PPO-LSTM, timed in the phases of benchmark_speed.
 
-The same environments, steps, epochs, minibatches and widths: one LSTM that policy and value share, a hidden layer
-each, and the CNN of Mnih et al. 2015 for pictures. https://sb3-contrib.readthedocs.io, https://arxiv.org/abs/1707.06347
+The same environments, steps, epochs, minibatches and widths; what sb3-contrib makes of them is its own: the CNN of
+Mnih et al. 2015 for pictures, nothing before the LSTM for numbers, a hidden layer each for policy and value, and one
+LSTM each unless they share it. https://sb3-contrib.readthedocs.io/en/master/modules/ppo_recurrent.html
 """
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
+import gymnasium
 from gymnasium.wrappers import TransformObservation
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -17,10 +20,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from tasks.real import make_real_env
 
 
-def make_recurrent_ppo(args: Any) -> RecurrentPPO:
+def make_recurrent_ppo(args: Any, shared_lstm: bool) -> RecurrentPPO:
     """args: PPO-LSTM's flags, of a task whose observations are one picture or one vector."""
 
-    def make_env() -> Any:
+    def make_env() -> gymnasium.Env:
         env = make_real_env(args)
         (part,) = env.observation_space
         return TransformObservation(env, lambda obs: obs[0], part)
@@ -31,8 +34,8 @@ def make_recurrent_ppo(args: Any) -> RecurrentPPO:
         net_arch=[args.width],
         lstm_hidden_size=args.width,
         n_lstm_layers=args.lstm_layers,
-        shared_lstm=True,
-        enable_critic_lstm=False,
+        shared_lstm=shared_lstm,
+        enable_critic_lstm=not shared_lstm,
     )
     if pictures:
         policy["features_extractor_kwargs"] = {"features_dim": args.width}
@@ -52,39 +55,31 @@ def make_recurrent_ppo(args: Any) -> RecurrentPPO:
     )
 
 
-def timed_iterations(args: Any, seconds: float) -> list[dict[str, float]]:
+def timed_iterations(args: Any, shared_lstm: bool, seconds: float) -> list[dict[str, float]]:
     """Train for about `seconds`, after an iteration that warms up -> seconds of each phase, for each iteration."""
-    model = make_recurrent_ppo(args)
+    model = make_recurrent_ppo(args, shared_lstm)
     iterations: list[dict[str, float]] = []
     began = time.perf_counter()
     while len(iterations) < 2 or time.perf_counter() - began < seconds:
         spent: Counter[str] = Counter()
-
-        def timed(owner: Any, function: str, spent: Counter[str] = spent) -> Any:
-            call = getattr(owner, function)
-
-            def clocked(*args: Any, **kwargs: Any) -> Any:
-                start = time.perf_counter()
-                try:
-                    return call(*args, **kwargs)
-                finally:
-                    spent[function] += time.perf_counter() - start
-
-            return patch.object(owner, function, clocked)
-
+        places = [
+            (model, "collect_rollouts"),
+            (model, "train"),
+            (model.env, "step"),
+            (model.policy, "forward"),
+            (model.rollout_buffer, "compute_returns_and_advantage"),
+        ]
         with ExitStack() as stack:
-            places = [(model, "collect_rollouts"), (model, "train"), (model.env, "step"), (model.policy, "forward")]
             for owner, function in places:
-                stack.enter_context(timed(owner, function))
-            stack.enter_context(timed(model.rollout_buffer, "compute_returns_and_advantage"))
+                call = getattr(owner, function)
+                stack.enter_context(patch.object(owner, function, clocked(call, spent, function)))
             model.learn(args.num_envs * args.num_steps, reset_num_timesteps=False)
         advantages = spent["compute_returns_and_advantage"]
-        rest = spent["collect_rollouts"] - spent["step"] - spent["forward"] - advantages
         iterations.append(
             {
                 "environment": spent["step"],
                 "policy in the rollout": spent["forward"],
-                "rest of the rollout": rest,
+                "rest of the rollout": spent["collect_rollouts"] - spent["step"] - spent["forward"] - advantages,
                 "memory aids": 0.0,
                 "advantages": advantages,
                 "update": spent["train"],
@@ -92,3 +87,16 @@ def timed_iterations(args: Any, seconds: float) -> list[dict[str, float]]:
         )
     model.env.close()
     return iterations[1:]
+
+
+def clocked(call: Callable[..., Any], spent: Counter[str], phase: str) -> Callable[..., Any]:
+    """`call`, which adds the seconds that it takes to spent[phase]."""
+
+    def clocked_call(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return call(*args, **kwargs)
+        finally:
+            spent[phase] += time.perf_counter() - start
+
+    return clocked_call

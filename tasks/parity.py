@@ -36,6 +36,7 @@ class Parity(gymnasium.Env):
     def __init__(self, length: int = 25, fixed: bool = False, render_mode: str | None = None):
         assert length >= 1, f"length {length}: must be at least 1"
         self.length, self.fixed, self.render_mode = length, fixed, render_mode
+        self.max_steps = length + 1
         self.observation_space = spaces.Box(0, 1, (3,), np.float32)
         self.action_space = spaces.Discrete(2)
 

@@ -255,7 +255,6 @@ class LastStep(gymnasium.Wrapper):
 
 def episode_limit(env: gymnasium.Env) -> int | None:
     """Largest number of steps of an episode in a real environment, None where that is not known."""
-    limits = [env.spec.max_episode_steps if env.spec else None]
-    if isinstance(env.unwrapped, MiniGridEnv):
-        limits.append(env.unwrapped.max_steps)  # 0 in levels that choose a limit anew at each reset
-    return min((limit for limit in limits if limit), default=None)
+    # `max_steps` is MiniGrid's name for it: 0 in levels that choose a limit anew at each reset.
+    limits = [env.spec.max_episode_steps if env.spec else None, getattr(env.unwrapped, "max_steps", None)]
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)

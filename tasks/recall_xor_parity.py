@@ -36,6 +36,7 @@ class RecallXorParity(gymnasium.Env):
     def __init__(self, length: int = 20, bits: int = 5, fixed: bool = False, render_mode: str | None = None):
         assert 0 <= bits <= length, f"bits {bits}: must be from 0 to length ({length})"
         self.length, self.bits, self.fixed, self.render_mode = length, bits, fixed, render_mode
+        self.max_steps = length + 2
         self.observation_space = spaces.Box(-1, 1, (3,), np.float32)
         self.action_space = spaces.Discrete(2)
 

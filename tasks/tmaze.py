@@ -37,7 +37,7 @@ class TMaze(gymnasium.Env):
         assert length >= 1, f"length {length}: must be at least 1"
         self.start = int(active)
         self.length, self.junction, self.render_mode = length, self.start + length, render_mode
-        self.horizon = 2 * self.start + length + 1
+        self.max_steps = 2 * self.start + length + 1
         self.observation_space = spaces.Box(-1, 1, (2,), np.float32)
         self.action_space = spaces.Discrete(4)
 
@@ -54,7 +54,7 @@ class TMaze(gymnasium.Env):
         x, y = self.x + MOVES[action][0], self.y + MOVES[action][1]
         if (y == 0 and 0 <= x <= self.junction) or (x == self.junction and abs(y) == 1):
             self.x, self.y = x, y
-        terminated = self.t == self.horizon
+        terminated = self.t == self.max_steps
         success = terminated and self.y == self.goal
         # The best policy is now at x = t or, if active, at t - 1, as it has stepped back to the oracle.
         late = not terminated and self.x < self.t - self.start

@@ -56,13 +56,14 @@ def in_this_process(monkeypatch):
 
 
 def flops_by_hand(
-    algo: str, N: int, T: int, D: int, M: int, K: int, layers: int, epochs: int, encoded: list[int], candidates: list[int]
+    algo: str, N: int, T: int, D: int, M: int, K: int, layers: int, epochs: int, frames: tuple[list[int], list[int]]
 ) -> tuple[int, int]:
     """Multiplications and additions of matrix products in a first rollout and its update, from the equations.
 
-    3x3 symbolic views, no episode ending. encoded: frames that the encoder gets: once in the rollout, then once in
-    each minibatch of an epoch. candidates: of recall by age in each of these.
+    3x3 symbolic views, no episode ending. frames: those that the encoder gets, once in the rollout, then once in
+    each minibatch of an epoch, and the candidates of recall by age in each of these.
     """
+    encoded, candidates = frames
     convolution = 2 * 9 * 32 * (9 * (11 + 6 + 4))  # cells, maps, and 3x3 cells of one-hot object, colour, state
     encoder_output = 2 * (9 * 32) * D
 
@@ -103,7 +104,7 @@ def test_counted_operations_are_those_of_the_equations(algo):
     N, T = TINY["num_envs"], TINY["num_steps"]
     K, epochs = agent.envs.observations.count, agent.args.update_epochs
     sizes = TINY["width"], TINY["memory_length"], K, 2
-    rollout, update = flops_by_hand(algo, N, T, *sizes, epochs, encoded, candidates)
+    rollout, update = flops_by_hand(algo, N, T, *sizes, epochs, (encoded, candidates))
     assert len(encoded) == 1 + TINY["num_minibatches"]
     assert flops["rollout"] * N * T == rollout
     assert flops["update"] * N * T == update
@@ -304,3 +305,59 @@ def test_wrong_seconds_are_refused(tmp_path):
     with pytest.raises(InputError, match="--seconds -1.0: must be from 0 to 3,600"):
         benchmark_speed.main(Options(out=tmp_path / "new", seconds=-1.0))
     assert not (tmp_path / "new").exists()
+
+
+CARTPOLE = {"env_id": "palmer/CartPoleNoVelocity-v0", "num_envs": 4, "num_steps": 8, "width": 8}
+
+
+def test_tasks_are_measured_beside_recurrent_ppo(in_this_process, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark_speed.importlib.util, "find_spec", lambda package: package)
+    monkeypatch.setattr(benchmark_speed, "TASKS", {"CartPole": CARTPOLE, "S17Random": CARTPOLE})
+    phases = dict.fromkeys(benchmark_speed.PHASES, 0.5)
+    args = ppo_lstm.Args(**CARTPOLE)
+
+    def theirs(flags, shared_lstm, seconds):
+        return {"algo": f"theirs {shared_lstm}", "flags": flags, **benchmark_speed.speed_of([phases], args)}
+
+    monkeypatch.setattr(benchmark_speed, "measure_recurrent_ppo", theirs)
+    benchmark_speed.main(Options(out=tmp_path, tasks=True, seconds=0.0))
+    rows = json.loads((tmp_path / "tasks.json").read_text())["agents"]
+    ours, beside = ["palmer", "lstm"], ["theirs False", "theirs True"]
+    assert [row["algo"] for row in rows] == [*ours, *beside, *ours], "a table has nothing beside it"
+    # 32 steps in six phases of half a second each, of which the environment is one.
+    assert rows[2]["steps_per_second"] == 32 / 3 and rows[2]["learner_steps_per_second"] == 32 / 2.5
+    assert "CartPole: PPO-LSTM" in capsys.readouterr().out
+    for row in rows[:2]:
+        learner = 1e6 / row["steps_per_second"] - row["microseconds_per_step"]["environment"]
+        assert 1e6 / row["learner_steps_per_second"] == pytest.approx(learner)
+
+
+def test_observations_are_known_not_to_repeat_before_anything_is_timed():
+    agent = benchmark_speed.make_agent(Configuration("lstm", "default", CARTPOLE))
+    agent.envs.observations.capacity = 100
+    benchmark_speed.fill_memory(agent)
+    assert not agent.envs.observations.distinct
+
+
+def test_without_the_packages_of_others_tasks_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark_speed.importlib.util, "find_spec", lambda package: None)
+    with pytest.raises(
+        InputError, match=r"--tasks: needs the package sb3_contrib, which pip install -e '.\[compare\]'"
+    ):
+        benchmark_speed.main(Options(out=tmp_path, tasks=True))
+
+
+@pytest.mark.parametrize("shared_lstm", [False, True])
+def test_recurrent_ppo_is_timed_with_the_settings_of_ppo_lstm(shared_lstm):
+    pytest.importorskip("sb3_contrib")
+    from study.recurrent_ppo import make_recurrent_ppo
+
+    args = ppo_lstm.Args(**CARTPOLE)
+    model = make_recurrent_ppo(args, shared_lstm)
+    assert (model.n_envs, model.n_steps, model.batch_size, model.n_epochs) == (4, 8, 8, 3)
+    assert model.policy.lstm_actor.hidden_size == 8
+    assert (model.policy.lstm_critic is None) == shared_lstm
+    row = benchmark_speed.measure_recurrent_ppo(CARTPOLE, shared_lstm, 0.0)
+    assert row["steps_per_second"] > 0 and min(row["microseconds_per_step"].values()) >= 0
+    for phase in ("environment", "policy in the rollout", "advantages", "update"):
+        assert row["microseconds_per_step"][phase] > 0, phase

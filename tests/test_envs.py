@@ -387,6 +387,9 @@ def test_episode_limits():
     assert limit("CartPole-v1", max_episode_steps=30) == 30
     assert limit("MiniGrid-Empty-5x5-v0") == 100
     assert limit("BabyAI-GoToRedBallGrey-v0") is None  # chooses its limit anew at each reset
+    assert limit("palmer/TMazeActive-v0", env_kwargs='{"length": 9}') == 12
+    assert limit("palmer/Parity-v0", env_kwargs='{"length": 9}') == 10
+    assert limit("palmer/RecallXorParity-v0", env_kwargs='{"length": 9, "bits": 2}') == 11
 
 
 class RecordedOperations(TorchDispatchMode):
