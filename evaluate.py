@@ -222,7 +222,8 @@ def evaluate_policy(
         envs = [make_real_env(task, "rgb_array" if video and slot == 0 else None) for slot in range(parallel)]
         limit = episode_limit(envs[0]) or UNLIMITED_STEPS  # before a reset, which may draw one for its episode alone
         moments = play(policy, envs, episodes, seed, greedy)
-        ends = [moment for moment in (filmed(moments, film) if film else moments) if moment.end]
+        # Without their observations: a million pictures are gigabytes.
+        ends = [moment._replace(obs=()) for moment in (filmed(moments, film) if film else moments) if moment.end]
     for env in envs:
         env.close()
     tells = ends[0].success is not None

@@ -290,6 +290,16 @@ def test_a_video_shows_five_episodes(monkeypatch, trained, tmp_path):
     assert video.stat().st_size > 1000
 
 
+def test_what_cannot_be_filmed_is_told_before_it_is_played(monkeypatch, trained, tmp_path):
+    monkeypatch.setattr(evaluate.gym.Wrapper, "render", lambda self: None)
+    monkeypatch.setattr(evaluate, "play", lambda *a, **k: pytest.fail("it was played"))
+    with pytest.raises(
+        InputError, match="--video: MiniGrid-MemoryS7-v0 cannot be filmed, as its render gives NoneType"
+    ):
+        evaluate.main(evaluate.Args(checkpoint=trained, video=str(tmp_path / "film.gif")))
+    assert not list(tmp_path.iterdir())
+
+
 def test_capture_video_films_every_evaluation(tmp_path):
     flags = {"total_timesteps": 128, "eval_every": 64, "capture_video": True, "max_episode_steps": 6}
     ppo_trxl.main(tiny_args(ppo_trxl, tmp_path / "run", **flags))
