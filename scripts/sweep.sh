@@ -7,7 +7,8 @@
 # The flags go to every run. Each run has the folder runs/sweep/{algo}__{env}__s{seed}, with what it printed
 # in train.log. The command can be repeated: finished runs (summary.json) are skipped, runs with a checkpoint
 # are resumed, all others start from the beginning. A failed run does not stop the others; if any is
-# unfinished at the end, the exit code is 1. The table of all finished runs goes to runs/sweep/summary.csv.
+# unfinished at the end, the exit code is 1. Settings and flags with which a run could not start are refused before
+# any does, with exit code 2. The table of all finished runs goes to runs/sweep/summary.csv.
 #
 # Environment variables: ALGOS, ENVS, SEEDS, JOBS, SWEEP_DIR, and PYTHON (see scripts/setup_env.sh).
 set -euo pipefail

@@ -137,7 +137,7 @@ generalise)
     export OMP_NUM_THREADS=1
     generalise runs "${agents[@]}"
     for experiment in fixed_gate gate_floor absolute_positions relu_head; do
-        checkpoints=(runs/ablations/$experiment/*S17Random*/checkpoint.pt)
+        checkpoints=(runs/ablations/"$experiment"/*S17Random*/checkpoint.pt)
         if ((${#checkpoints[@]} > 0)); then
             generalise $experiment "${checkpoints[@]}"
         fi
