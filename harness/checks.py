@@ -26,7 +26,7 @@ def check_run(args: Any, device: torch.device) -> None:
 
 
 def bytes_needed(args: Any, device: torch.device) -> float:
-    """About what a process allocates, observations excepted, in the numbers of float32 that follow.
+    """About what a process allocates for all but observations.
 
     By the measurements of study/benchmark_speed.py on a CPU no more than what is taken, and of large runs hardly
     less: what is refused would not have fitted.
@@ -40,18 +40,14 @@ def bytes_needed(args: Any, device: torch.device) -> float:
     limit = requested_limit(args)
     if limit is not None and device.type == "cpu":
         cached = min(cached, limit)
-    numbers = (
-        4 * weights  # parameters, gradients, and Adam's two moments
-        + 3.5
-        * N
-        * cached
-        * transformer
-        * 2
-        * D  # keys and values: before and after a rollout, growing, in a minibatch
+    keys_values = 2 * cached * transformer * D  # of an environment
+    activations = (18 + 18 * lstm + 30 * transformer) * D  # of a step of a minibatch
+    return 4 * (
+        4 * weights  # with gradients and Adam's two moments
+        + 3.5 * N * keys_values  # before and after a rollout, growing, in a minibatch
         + N * T * (2 * D + 100)  # gates and encodings, and what is known of each step
-        + N / args.num_minibatches * T * (18 + 18 * lstm + 30 * transformer) * D  # activations of a minibatch
+        + N / args.num_minibatches * T * activations
     )
-    return 4 * numbers
 
 
 def bytes_there(device: torch.device) -> int | None:
