@@ -12,8 +12,9 @@ exactly once: counting "the first n that end" would favour short ones.
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -29,7 +30,7 @@ from harness.input_error import InputError
 from palmer_policy import POLICIES, MemoryPolicy, MemoryState, PolicyOutput, make_policy
 from replay.film import Film
 from tasks import TaskArgs, make_real_env
-from tasks.real import episode_limit
+from tasks.real import check_picture, episode_limit
 
 FIRST_SEED = 1_000_000_000  # training seeds environments with smaller numbers
 SEED_BLOCK, SEED_BLOCKS = 1_000_000, 1000  # episodes of one evaluation seed; seeds that share none, all below 2**31
@@ -221,7 +222,8 @@ def evaluate_policy(
         envs = [make_real_env(task, "rgb_array" if video and slot == 0 else None) for slot in range(parallel)]
         limit = episode_limit(envs[0]) or UNLIMITED_STEPS  # before a reset, which may draw one for its episode alone
         moments = play(policy, envs, episodes, seed, greedy)
-        ends = [moment for moment in (filmed(moments, film) if film else moments) if moment.end]
+        # Without their observations: a million pictures are gigabytes.
+        ends = [moment._replace(obs=()) for moment in (filmed(moments, film) if film else moments) if moment.end]
     for env in envs:
         env.close()
     tells = ends[0].success is not None
@@ -274,12 +276,23 @@ def load_policy(file: str | Path) -> tuple[MemoryPolicy, TaskArgs, dict[str, Any
 def main(args: Args) -> dict[str, Any]:
     """Evaluate, print and return the result. Raises InputError on wrong input."""
     check_args(args)
+    # Environments print, too: of --json's output they must be no part.
+    with redirect_stdout(sys.stderr) if args.json else nullcontext():
+        result, trained_on = evaluate(args)
+    print(json.dumps(result) if args.json else describe(result, trained_on))
+    return result
+
+
+def evaluate(args: Args) -> tuple[dict[str, Any], str]:
+    """The result, and the id of the environment that the agent was trained on."""
     policy, trained_on, checkpoint = load_policy(args.checkpoint)
     changed = {name: getattr(args, name) for name in ("env_id", "env_kwargs", "max_episode_steps")}
     task = replace(trained_on, **{name: value for name, value in changed.items() if value is not None})
     check_fit(policy, task, trained_on)
     if args.memory_length is not None:
         set_memory_length(policy, checkpoint["algo"], args.memory_length)
+    if args.video:
+        check_picture(task, "--video")
     result = evaluate_policy(
         policy,
         task,
@@ -290,8 +303,7 @@ def main(args: Args) -> dict[str, Any]:
         greedy=args.greedy,
         video=args.video,
     )
-    print(json.dumps(result) if args.json else describe(result, trained_on.env_id))
-    return result
+    return result, trained_on.env_id
 
 
 def check_fit(policy: MemoryPolicy, task: TaskArgs, trained_on: TaskArgs) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from evaluate import describe, evaluate_policy
 from harness.checkpoint import load_checkpoint, pack, save_checkpoint, unpack, write_json
+from harness.checks import check_run
 from harness.flags import MAY_CHANGE, Range, check_args, resume_args
 from harness.folder import RunFolder
 from harness.input_error import InputError, RunError
@@ -70,6 +71,7 @@ class Run:
         self.args, self.algo = resume_args(args), algo
         check_args(self.args)
         self.device = choose_device(self.args.cuda)
+        check_run(self.args, self.device)
         file = Path(self.args.resume, "checkpoint.pt")
         self._saved = load_checkpoint(file, flag="--resume") if self.args.resume else None
         self.rank, self.processes = join_processes(self.device)

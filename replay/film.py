@@ -25,10 +25,11 @@ from types import TracebackType
 from typing import Any
 
 import imageio.v2 as imageio
+import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from harness.input_error import InputError
+from harness.input_error import InputError, RunError
 from tasks.observations import is_grid
 
 FRAMES_PER_SECOND = 5
@@ -88,6 +89,7 @@ class Film:
                 closing(imageio.get_writer(self._draft, fps=FRAMES_PER_SECOND, quality=7))
             )
         self._gif: list[Image.Image] = []
+        self._frames = 0  # appended so far
         self._mean_gates: list[float] = []  # of the running episode
         self._frame: Image.Image | None = None  # the last one
 
@@ -156,10 +158,14 @@ class Film:
         self._mean_gates = []
 
     def close(self) -> None:
-        """Writes the file, in the place of an older one; without a single frame it writes nothing."""
+        """Writes the file, in the place of an older one; without a single frame it writes nothing.
+
+        Raises RunError, and leaves an older one, where not all frames arrived: ffmpeg, when killed, does not tell.
+        """
         try:
             if self._mp4:
                 self._mp4.close()
+                self._check_frames()
             elif self._gif:
                 duration = 1000 // FRAMES_PER_SECOND
                 self._gif[0].save(self._draft, save_all=True, append_images=self._gif[1:], duration=duration, loop=0)
@@ -168,11 +174,27 @@ class Film:
         finally:
             self._clean_up()
 
+    def _check_frames(self) -> None:
+        arrived = frames_in(self._draft) if self._frames else 0
+        if arrived != self._frames:
+            raise RunError(
+                f"--video {self._file}: {arrived} of {self._frames} frames were written, as ffmpeg ended too early."
+            )
+
     def _append(self, frame: Image.Image) -> None:
+        self._frames += 1
         if self._mp4:
             self._mp4.append_data(np.asarray(frame))
         else:
             self._gif.append(frame.quantize(128, dither=Image.Dither.NONE))
+
+
+def frames_in(mp4: Path) -> int:
+    """Frames of a film, 0 where it cannot be read."""
+    try:
+        return imageio_ffmpeg.count_frames_and_secs(str(mp4))[0]
+    except RuntimeError:
+        return 0
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -23,6 +23,10 @@ find_python() {
 
 setup_env() { # requirements file
     if [[ -n ${PYTHON:-} ]]; then
+        if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "error: PYTHON=$PYTHON: must be a Python of version 3.11 or newer" >&2
+            return 2
+        fi
         return
     fi
     PYTHON=.venv/bin/python

@@ -7,32 +7,40 @@
 # The flags go to every run. Each run has the folder runs/sweep/{algo}__{env}__s{seed}, with what it printed
 # in train.log. The command can be repeated: finished runs (summary.json) are skipped, runs with a checkpoint
 # are resumed, all others start from the beginning. A failed run does not stop the others; if any is
-# unfinished at the end, the exit code is 1. The table of all finished runs goes to runs/sweep/summary.csv.
+# unfinished at the end, the exit code is 1. Settings and flags with which a run could not start are refused before
+# any does, with exit code 2. The table of all finished runs goes to runs/sweep/summary.csv.
 #
 # Environment variables: ALGOS, ENVS, SEEDS, JOBS, SWEEP_DIR, and PYTHON (see scripts/setup_env.sh).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup_env.sh
+source scripts/check_settings.sh
 
-ALGOS=${ALGOS:-palmer lstm trxl}
-ENVS=${ENVS:-MiniGrid-MemoryS11-v0 MiniGrid-MemoryS13-v0 MiniGrid-MemoryS13Random-v0 MiniGrid-MemoryS17Random-v0}
-SEEDS=${SEEDS:-1 2 3 4 5}
-JOBS=${JOBS:-1}
+ALGOS=${ALGOS-palmer lstm trxl}
+ENVS=${ENVS-MiniGrid-MemoryS11-v0 MiniGrid-MemoryS13-v0 MiniGrid-MemoryS13Random-v0 MiniGrid-MemoryS17Random-v0}
+SEEDS=${SEEDS-1 2 3 4 5}
+JOBS=${JOBS-1}
 SWEEP_DIR=${SWEEP_DIR:-runs/sweep}
 
-if [[ ! $JOBS =~ ^[1-9][0-9]*$ ]]; then
-    echo "error: JOBS=$JOBS: must be a whole number of 1 or more" >&2
-    exit 2
+check_settings
+if [[ ${1:--} != -* ]]; then
+    refuse "$1: must be a flag of the training scripts"
 fi
-for algo in $ALGOS; do
-    if [[ ! -f ppo_$algo.py ]]; then
-        echo "error: ALGOS: there is no ppo_$algo.py; use palmer, lstm or trxl" >&2
-        exit 2
-    fi
+for word in "$@"; do
+    case $word in
+    --env-id* | --env_id* | --seed* | --run-dir* | --run_dir* | --resume*)
+        refuse "$word: must not be given, as each run gets its own; use ENVS, SEEDS and SWEEP_DIR"
+        ;;
+    --help* | -h)
+        refuse "$word: the flags are those of the training scripts, see python ppo_palmer.py --help"
+        ;;
+    esac
 done
-
 setup_env requirements.txt
-mkdir -p "$SWEEP_DIR"
+"$PYTHON" -m scripts.check_sweep "$ALGOS" "$ENVS" "$@"
+if ! { mkdir -p "$SWEEP_DIR" && [[ -w $SWEEP_DIR ]]; } 2>/dev/null; then
+    refuse "SWEEP_DIR=$SWEEP_DIR: must be a folder that can be written"
+fi
 cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 # More threads than cores slow all runs down.
 export OMP_NUM_THREADS=$((cores > JOBS ? cores / JOBS : 1))
@@ -79,7 +87,9 @@ export -f run_folder run_one
 
 list_runs | xargs -n 3 -P "$JOBS" bash -c 'run_one "$@"' run_one "$@"
 
-"$PYTHON" scripts/sweep_table.py "$SWEEP_DIR"
+if compgen -G "$SWEEP_DIR/*/summary.json" >/dev/null; then
+    "$PYTHON" scripts/sweep_table.py "$SWEEP_DIR"
+fi
 
 unfinished=0
 while read -r algo env seed; do

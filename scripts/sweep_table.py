@@ -5,14 +5,16 @@
 reads runs/sweep/*/summary.json, prints the table and writes it to runs/sweep/summary.csv.
 """
 
+import argparse
 import csv
 import json
 import math
+import os
 import statistics
 import sys
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # column: decimals in the printed table, or None for text
 COLUMNS = {
@@ -35,6 +37,27 @@ COLUMNS = {
 }
 
 
+def refuse(sentence: str) -> NoReturn:
+    """As harness.flags.run_script does, without its imports, which take seconds."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses a command line in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        refuse(f"{message}; --help tells what is allowed.")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Ends the program where the file cannot be read."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        refuse(f"{file}: must be a JSON file of a finished run ({' '.join(str(error).split())}).")
+
+
 def read_runs(folder: Path) -> list[dict[str, Any]]:
     """One row for each finished run in `folder`, by environment, algorithm and seed.
 
@@ -43,7 +66,10 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
     """
     runs = []
     for file in folder.glob("*/summary.json"):
-        summary = json.loads(file.read_text(encoding="utf-8"))
+        summary = read_json(file)
+        lacking = [name for name in ("algo", "env_id", "seed", "evaluation") if name not in summary]
+        if lacking:
+            refuse(f"{file}: must be the summary of a finished run, and has no {lacking[0]}.")
         sampled, greedy = summary["evaluation"] or {}, summary.get("greedy_evaluation") or {}
         runs.append(
             {
@@ -96,13 +122,24 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    parser = Parser(description="Table of a sweep.", allow_abbrev=False)
+    parser.add_argument("folder", type=Path, help="folder of the sweep's run folders")
+    folder = parser.parse_args().folder
+    if not folder.is_dir():
+        refuse(f"{folder}: must be the folder of a sweep.")
     rows = with_medians(read_runs(folder))
+    if not rows:  # what may lie there as summary.csv stays
+        refuse(f"{folder}: holds no finished run (no */summary.json).")
     print_table(rows)
-    with open(folder / "summary.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(COLUMNS), extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+    table, unfinished = folder / "summary.csv", folder / "summary.csv.tmp"
+    try:
+        with open(unfinished, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(COLUMNS), extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(unfinished, table)
+    except OSError as error:
+        refuse(f"{table}: must be a file that can be written ({error.strerror}).")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup_env.sh
 
 SCRIPT=${SCRIPT:-ppo_palmer.py}
-if [[ ! -f $SCRIPT ]]; then
-    echo "error: SCRIPT=$SCRIPT: there is no such file; use ppo_palmer.py, ppo_lstm.py or ppo_trxl.py" >&2
+if [[ $SCRIPT != *.py || ! -f $SCRIPT ]]; then
+    echo "error: SCRIPT=$SCRIPT: there is no such script; use ppo_palmer.py, ppo_lstm.py or ppo_trxl.py" >&2
     exit 2
 fi
 setup_env requirements.txt

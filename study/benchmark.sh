@@ -14,39 +14,57 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup_env.sh
+source scripts/check_settings.sh
+
+maze() { echo "MiniGrid-Memory$1-v0"; }
 
 part=$*
+algos="palmer lstm trxl" envs="$(maze S11) $(maze S13) $(maze S13Random) $(maze S17Random)" seeds="1 2 3 4 5"
 case $part in
-main | alone | ablations | original | larger | generalise) ;;
-*)
-    echo "error: '$part': must be main, alone, ablations, original, larger or generalise" >&2
-    exit 2
+main) ;;
+alone)
+    [[ ${ALGOS-palmer} == palmer ]] || refuse "ALGOS=$ALGOS: must be palmer, which alone trains"
+    algos=palmer JOBS=1 # sweep.sh gives a single run all cores
     ;;
+ablations) algos=palmer envs="$(maze S11) $(maze S17Random)" ;;
+original)
+    SEEDS=${ORIGINAL_SEEDS=1}
+    check_seeds ORIGINAL_SEEDS
+    ;;
+larger)
+    envs="$(maze S25Random) $(maze S33Random)" SEEDS=${LARGER_SEEDS=1 2 3}
+    check_seeds LARGER_SEEDS
+    ;;
+generalise)
+    for setting in ALGOS ENVS SEEDS; do
+        [[ -z ${!setting+set} ]] || refuse "$setting: must not be set, as generalise plays all agents of main"
+    done
+    ;;
+*) refuse "'$part': must be main, alone, ablations, original, larger or generalise" ;;
 esac
-
-export JOBS=${JOBS:-2}
-export SEEDS=${SEEDS:-1 2 3 4 5}
-maze() { echo "MiniGrid-Memory$1-v0"; }
+if [[ $part != generalise ]]; then
+    export ALGOS=${ALGOS-$algos} ENVS=${ENVS-$envs} SEEDS=${SEEDS-$seeds} JOBS=${JOBS-2}
+    check_settings
+fi
 
 sweep() { # experiment, then flags of the training scripts
     local experiment=$1
     shift
     echo "== $part $experiment"
-    # A failed run is told of, and does not keep the others from running.
-    SWEEP_DIR="runs/$part${experiment:+/$experiment}" bash scripts/sweep.sh "$@" || failed=1
+    local code=0
+    SWEEP_DIR="runs/$part${experiment:+/$experiment}" bash scripts/sweep.sh "$@" || code=$?
+    # A failed run is told of, and does not keep the others from running; what is refused would be refused again.
+    ((code != 2)) || exit 2
+    ((code == 0)) || failed=1
 }
 
 check_agents() { # checkpoints
     local checkpoint
-    if (($# == 0)); then
-        echo "error: generalise: runs/main has no agent of S17Random; train them with bash study/benchmark.sh main" >&2
-        exit 2
-    fi
+    (($# > 0)) ||
+        refuse "generalise: runs/main has no agent of S17Random; train them with bash study/benchmark.sh main"
     for checkpoint in "$@"; do
-        if [[ ! -e ${checkpoint%/*}/summary.json ]]; then
-            echo "error: generalise: ${checkpoint%/*} has not finished; finish it first" >&2
-            exit 2
-        fi
+        [[ -e ${checkpoint%/*}/summary.json ]] ||
+            refuse "generalise: ${checkpoint%/*} has not finished; finish it first"
     done
 }
 
@@ -86,14 +104,12 @@ main)
     sweep ""
     ;;
 alone)
-    export ALGOS=palmer JOBS=1 # sweep.sh gives a single run all cores
     sweep "" --stop-at-success 0.99 --eval-every 0
     ;;
 ablations)
-    export ALGOS=${ALGOS:-palmer}
-    export ENVS=${ENVS:-$(maze S11) $(maze S17Random)}
     sweep no_memory --forget
     sweep no_recall --age-coef 0 --recall-coef 0
+    sweep no_age --age-coef 0
     sweep no_bonus --visit-bonus 0
     sweep plain_ppo --age-coef 0 --recall-coef 0 --visit-bonus 0
     sweep fixed_gate --fixed-gate 0.5
@@ -102,18 +118,15 @@ ablations)
     sweep relu_head --hidden relu
     ;;
 original)
-    export SEEDS=${ORIGINAL_SEEDS:-1}
-    for algo in ${ALGOS:-palmer lstm trxl}; do
+    for algo in $ALGOS; do
         layers=() # the original's code had one LSTM layer where its table says three
         [[ $algo == trxl ]] || layers=(--lstm-layers 1)
         ALGOS=$algo sweep plain_ppo --preset report "${layers[@]}"
-        ALGOS=$algo sweep with_aids --preset report "${layers[@]}" --recall-coef 2 --visit-bonus 0.3
+        ALGOS=$algo sweep with_aids --preset report "${layers[@]}" --recall-coef 2 --age-coef 0.4 --visit-bonus 0.3
     done
     ;;
 larger)
-    export ENVS=${ENVS:-$(maze S25Random) $(maze S33Random)}
-    export SEEDS=${LARGER_SEEDS:-1 2 3}
-    for algo in ${ALGOS:-palmer lstm trxl}; do
+    for algo in $ALGOS; do
         window=(--memory-length 192) # as long as an episode
         [[ $algo != lstm ]] || window=()
         ALGOS=$algo sweep "" --max-episode-steps 192 "${window[@]}" --num-steps 64 --total-timesteps 2000000
@@ -124,7 +137,7 @@ generalise)
     export OMP_NUM_THREADS=1
     generalise runs "${agents[@]}"
     for experiment in fixed_gate gate_floor absolute_positions relu_head; do
-        checkpoints=(runs/ablations/$experiment/*S17Random*/checkpoint.pt)
+        checkpoints=(runs/ablations/"$experiment"/*S17Random*/checkpoint.pt)
         if ((${#checkpoints[@]} > 0)); then
             generalise $experiment "${checkpoints[@]}"
         fi

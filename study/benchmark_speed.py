@@ -625,6 +625,8 @@ def measure_tasks(seconds: float) -> list[dict[str, Any]]:
 def main(options: Options) -> None:
     """Measure, print tables and, at the end, write files into `options.out`. Raises InputError if it cannot be."""
     check_args(options)
+    if options.growth and options.tasks:
+        raise InputError("--growth: must not be given with --tasks; measure one after the other.")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

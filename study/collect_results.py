@@ -10,15 +10,13 @@ experiment ("" for runs/main/RUN, "no_recall" for runs/ablations/no_recall/RUN).
     curves.csv  a row for every STRIDE steps of each run: what training logged, averaged since the row before
 """
 
-import argparse
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 from scripts import sweep_table
-from study.files import write_csv
+from study.files import cannot_write, write_csv
 
 STRIDE = 10_000  # environment steps
 CURVES = {  # column: logged name
@@ -37,7 +35,10 @@ CURVES = {  # column: logged name
 
 def logged(metrics: Path) -> list[dict[str, Any]]:
     """The rows of one run's metrics.jsonl, without those of evaluations alone."""
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    try:
+        rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        sweep_table.refuse(f"{metrics}: must be what a finished run logged ({error}).")
     return [row for row in rows if "charts/SPS" in row]
 
 
@@ -68,16 +69,21 @@ def curve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Gather finished runs into the tables that the report is made of.")
+    description = "Gather finished runs into the tables that the report is made of."
+    parser = sweep_table.Parser(description=description, allow_abbrev=False)
     parser.add_argument("source", type=Path, help="folder in which finished runs lie, at any depth")
     parser.add_argument("target", type=Path, help="folder for runs.csv and curves.csv")
     options = parser.parse_args()
     source, target = options.source, options.target
+    if not source.is_dir():
+        sweep_table.refuse(f"{source}: must be a folder in which finished runs lie.")
+    if trouble := cannot_write(target / "runs.csv"):
+        sweep_table.refuse(f"{target}: must be a folder that can be written ({trouble}).")
     runs, curves = [], []
     for folder in sorted({file.parent.parent for file in source.rglob("summary.json")}):
         experiment = folder.relative_to(source).as_posix().removeprefix(".")
         for row in sweep_table.read_runs(folder):
-            config = json.loads((row["folder"] / "config.json").read_text(encoding="utf-8"))
+            config = sweep_table.read_json(row["folder"] / "config.json")
             key = {"experiment": experiment, "algo": row["algo"], "env": row["env"], "seed": row["seed"]}
             made_by = {"threads": config["threads"], "commit": config["versions"]["commit"]}
             made_by["command"] = config["command"]
@@ -86,7 +92,7 @@ def main() -> None:
             runs.append(key | {name: row.get(name) for name in sweep_table.COLUMNS} | dip | made_by)
             curves += [key | point for point in curve(rows)]
     if not runs:
-        sys.exit(f"error: {source}: holds no finished run (no summary.json)")
+        sweep_table.refuse(f"{source}: holds no finished run (no summary.json).")
     write_csv(target / "runs.csv", runs)
     write_csv(target / "curves.csv", curves)
 

@@ -2,10 +2,25 @@
 
 import csv
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+def cannot_write(file: Path) -> str | None:
+    """Why `file` could not be written in the end, to be told before hours of work; None where it can."""
+    if file.is_dir():
+        return "it is a folder"
+    there = next(folder for folder in file.absolute().parents if folder.exists())
+    if not there.is_dir():
+        return f"{there} is no folder"
+    try:
+        tempfile.TemporaryFile(dir=there).close()  # tried, as permissions do not tell of all that can be in the way
+    except OSError:
+        return f"{there} cannot be written"
+    return None
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from evaluate import SEED_BLOCK, Moment, load_policy, play
 from harness.flags import Range, check_args, run_script
 from harness.input_error import InputError
 from palmer_policy import MemoryPolicy
-from study.files import write_csv
+from study.files import cannot_write, write_csv
 from tasks import make_real_env
 from tasks.minigrid_memory import maze_of
 
@@ -103,6 +103,8 @@ def gates(moments: Iterable[Moment]) -> dict[str, torch.Tensor]:
 def main(options: Options) -> None:
     """Measure, print and write the table. Raises InputError on wrong input."""
     check_args(options)
+    if trouble := cannot_write(options.out):
+        raise InputError(f"--out {options.out}: must be a file that can be written ({trouble}).")
     players = load_players(options.checkpoints)
     for player in players:
         if player.algo != "palmer":
@@ -123,7 +125,7 @@ def main(options: Options) -> None:
                     "phase": phase,
                     "steps": len(gate),
                     "mean": round(gate.mean().item(), 3),
-                    "std": round(gate.mean(1).std().item(), 3),
+                    "std": round(gate.mean(1).std().item(), 3) if len(gate) > 1 else None,
                     "elements_moved": round(((gate.mean(0) - first).abs() > 0.1).float().mean().item(), 3),
                 }
             )

@@ -20,7 +20,8 @@ import tyro
 
 from evaluate import SEED_BLOCK, Moment
 from harness.flags import Range, check_args, run_script
-from study.files import write_csv
+from harness.input_error import InputError
+from study.files import cannot_write, write_csv
 from study.measure_gate import PHASES, load_players, with_phases
 
 
@@ -86,6 +87,8 @@ def summary(episodes: list[Episode]) -> dict[str, Any]:
 def main(options: Options) -> None:
     """Measure, print and write the table. Raises InputError on wrong input."""
     check_args(options)
+    if trouble := cannot_write(options.out):
+        raise InputError(f"--out {options.out}: must be a file that can be written ({trouble}).")
     rows = []
     for player in load_players(options.checkpoints):
         episodes = list(episodes_of(player.moments(options.episodes, options.seed)))

@@ -6,10 +6,8 @@ Figures go to results/figures/. Tables replace what stands between <!-- table NA
 and README.md, so that no number there is typed by hand. A part of the study that has no results yet is left out.
 """
 
-import argparse
 import functools
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from matplotlib.axes import Axes
 from rliable import library as rly
 from rliable import metrics
 
+from scripts.sweep_table import Parser, refuse
 from study.files import whole
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +37,7 @@ ABLATIONS = {
     "no_memory": "memory emptied at every step",
     "plain_ppo": "no recall, no bonus (plain PPO)",
     "no_recall": "no recall",
+    "no_age": "no recall by age",
     "no_bonus": "no visit bonus",
     "fixed_gate": "gate held at 0.5",
     "gate_floor": "gate floor 0.2",
@@ -453,14 +453,14 @@ def check_inputs() -> None:
     """Ends the program, before anything is drawn, where a table that is needed is missing."""
     for part in ("main", "ablations", "original", "larger"):
         files = [ROOT / "results" / part / f"{name}.csv" for name in ("runs", "curves")]
-        missing = [file for file in files if not file.exists()]
+        missing = [file for file in files if not file.is_file()]
         if missing and (part == "main" or len(missing) == 1):
             name = missing[0].relative_to(ROOT).as_posix()
-            sys.exit(f"error: {name} is missing; make it with: bash study/benchmark.sh {part}")
+            refuse(f"{name} is missing; make it with: bash study/benchmark.sh {part}")
 
 
 def main() -> None:
-    argparse.ArgumentParser(description="Make the report's figures and tables out of results/.").parse_args()
+    Parser(description="Make the report's figures and tables out of results/.").parse_args()
     check_inputs()
     runs, curves = read("main", "runs"), read("main", "curves")
     plot_training(curves, "success", "success of the last 500 episodes", "success")

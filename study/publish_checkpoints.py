@@ -15,6 +15,7 @@ import tyro
 from harness.checkpoint import load_checkpoint, save_checkpoint
 from harness.flags import Range, check_args, run_script
 from harness.input_error import InputError
+from study.files import cannot_write
 
 KEPT = ("algo", "args", "policy", "step")
 
@@ -33,6 +34,8 @@ def main(options: Options) -> None:
     """Write the stripped files. Raises InputError, before any is written, unless all can be."""
     check_args(options)
     ending = f"__s{options.seed}"
+    if trouble := cannot_write(options.target / "agent.pt"):
+        raise InputError(f"TARGET {options.target}: must be a folder that can be written ({trouble}).")
     files = sorted(options.source.glob(f"*{ending}/checkpoint.pt"))
     if not files:
         raise InputError(

@@ -18,7 +18,7 @@ import torch
 
 from harness.flags import run_script
 from harness.input_error import InputError
-from study.files import write_csv
+from study.files import cannot_write, write_csv
 from tasks.envs import maze_tables
 from tasks.minigrid_memory import maze_of
 from tasks.tables import Tables
@@ -93,6 +93,8 @@ def shortest_length(env_id: str) -> float:
 
 def main(options: Options) -> None:
     """Compute, print and write the table. Raises InputError for any environment but a Memory maze."""
+    if trouble := cannot_write(options.out):
+        raise InputError(f"--out {options.out}: must be a file that can be written ({trouble}).")
     if not options.env_ids:
         raise InputError("--env-ids: none given; name at least one maze of MiniGrid Memory.")
     for env_id in options.env_ids:

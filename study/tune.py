@@ -30,6 +30,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from harness.flags import Range, check_args, run_script
 from harness.input_error import InputError
+from study.files import cannot_write
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STUDY_NAME = "palmer"
@@ -131,18 +132,37 @@ def show(study: optuna.Study, count: int = 10) -> None:
     print(", ".join(f"{states.count(name)} {name.lower()}" for name in sorted(set(states))))
 
 
+def journal(file: Path) -> JournalStorage:
+    """Raises InputError for a file that is none: Optuna would append to it all the same."""
+    try:
+        with open(file, encoding="utf-8") as opened:
+            known = "op_code" in json.loads(opened.readline() or '{"op_code": 0}')
+    except FileNotFoundError:
+        known = True
+    except (OSError, ValueError, TypeError):
+        known = False
+    if not known:
+        raise InputError(f"--study {file}: must be the journal of a search, and cannot be read as one.")
+    return JournalStorage(JournalFileBackend(str(file)))
+
+
 def main(options: Options) -> None:
     """Search and print the best trials. Raises InputError on wrong input."""
     check_args(options)
     if options.show:
         if not options.study.is_file():
             raise InputError(f"--study {options.study}: does not exist; make it by the same command without --show.")
-        storage = JournalStorage(JournalFileBackend(str(options.study)))
-        show(optuna.load_study(storage=storage, study_name=STUDY_NAME))
+        try:
+            study = optuna.load_study(storage=journal(options.study), study_name=STUDY_NAME)
+        except KeyError:
+            raise InputError(f"--study {options.study}: must be the journal of a search, and holds none.") from None
+        show(study)
         return
+    if trouble := cannot_write(options.study):
+        raise InputError(f"--study {options.study}: must be a file that can be written ({trouble}).")
     options.study.parent.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(options.study))),
+        storage=journal(options.study),
         study_name=STUDY_NAME,
         load_if_exists=True,
         sampler=optuna.samplers.TPESampler(multivariate=True, n_startup_trials=8, constant_liar=True),

@@ -77,8 +77,37 @@ def make_real_env(task: TaskArgs, render_mode: str | None = None) -> gymnasium.E
     env = Success(env)
     if isinstance(env.unwrapped, MiniGridEnv) and is_minigrid_view(env):
         env = with_view(env, task.obs_mode, task.agent_view_size)
+    elif task.agent_view_size != TaskArgs.agent_view_size:
+        raise InputError(
+            f"--agent-view-size {task.agent_view_size}: must not be given, as {task.env_id} does not show a view of "
+            "MiniGrid's."
+        )
     env = with_plain_actions(with_plain_observations(env, task.env_id), task.env_id)
     return LastStep(env, task.last_action, task.last_reward) if task.last_action or task.last_reward else env
+
+
+def check_picture(task: TaskArgs, flag: str) -> None:
+    """Raises InputError, naming `flag`, where the environment cannot be filmed, and as `make_real_env` does."""
+    refused = f"{flag}: {task.env_id} cannot be filmed, as"
+    env = make_real_env(task)  # what is wrong without a film is none of the film's
+    env.close()
+    modes = env.metadata.get("render_modes") or []
+    if "rgb_array" not in modes:
+        raise InputError(f"{refused} rgb_array is none of its render_modes {modes}.")
+    try:
+        env = make_real_env(task, "rgb_array")
+    except InputError as error:
+        raise InputError(f"{refused} its constructor fails with {first_line(error.__cause__)}.") from error
+    try:
+        env.reset(seed=1)
+        picture = env.render()
+    except Exception as error:  # whatever an environment of one's own does, a package that is missing included
+        raise InputError(f"{refused} drawing it fails with {first_line(error)}.") from error
+    finally:
+        env.close()
+    if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] == (3,)):
+        shown = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
+        raise InputError(f"{refused} its render gives {shown}; must be an array (height, width, 3) of uint8.")
 
 
 def env_kwargs(task: TaskArgs) -> dict[str, Any]:

@@ -301,6 +301,12 @@ def test_results_of_growth_wait_for_the_last_series(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_growth_and_tasks_are_measured_one_after_the_other(tmp_path):
+    with pytest.raises(InputError, match="--growth: must not be given with --tasks"):
+        benchmark_speed.main(Options(out=tmp_path / "out", growth=True, tasks=True))
+    assert not (tmp_path / "out").exists()
+
+
 def test_wrong_seconds_are_refused(tmp_path):
     with pytest.raises(InputError, match="--seconds -1.0: must be from 0 to 3,600"):
         benchmark_speed.main(Options(out=tmp_path / "new", seconds=-1.0))

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import replay.film as film
-from harness.input_error import InputError
+from harness.input_error import InputError, RunError
 from replay.film import (
     DRAFTS,
     FRAMES_PER_SECOND,
@@ -182,6 +182,29 @@ def test_a_film_that_cannot_be_completed_leaves_nothing(tmp_path, monkeypatch, s
     with pytest.raises(OSError, match="disk full"):
         video.close()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("left", [b"", b"\0" * 48, None])
+def test_a_film_that_lacks_frames_does_not_take_the_files_place(tmp_path, monkeypatch, left):
+    """A killed ffmpeg leaves a file without frames, or with the first ones alone, and its writer says nothing."""
+    file = tmp_path / "film.mp4"
+    file.write_text("an older film")
+    video = Film(file)
+    add(video)
+    close = video._mp4.close
+
+    def end():
+        close()
+        if left is not None:
+            video._draft.write_bytes(left)
+
+    monkeypatch.setattr(video._mp4, "close", end)
+    if left is None:
+        video._frames += 1  # one that never arrived
+    with pytest.raises(RunError, match=r"--video .*film\.mp4: [01] of [12] frames"):
+        video.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
+    assert file.read_text() == "an older film"
 
 
 def test_a_film_whose_writer_does_not_start_leaves_nothing(tmp_path, monkeypatch):

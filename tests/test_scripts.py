@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,8 @@ import time
 
 import pytest
 from stand_ins import ROOT, TRAINING_SCRIPT, make_repository, run
+
+from scripts import check_sweep, sweep_table
 
 
 @pytest.fixture
@@ -152,14 +155,80 @@ def test_table_takes_runs_without_an_evaluation(repository):
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
-    [({"JOBS": "0"}, "JOBS=0: must be a whole number"), ({"ALGOS": "palmer dqn"}, "no ppo_dqn.py")],
+    ("settings", "flags", "sentence"),
+    [
+        ({"JOBS": "0"}, "", "JOBS=0: must be a whole number from 1 to 9999"),
+        ({"JOBS": "99999999999"}, "", "JOBS=99999999999: must be a whole number from 1 to 9999"),
+        ({"ALGOS": "palmer dqn"}, "", "ALGOS: there is no ppo_dqn.py; use palmer, lstm or trxl"),
+        ({"ALGOS": ""}, "", "ALGOS: is empty; must be palmer, lstm or trxl, or several of them"),
+        ({"ALGOS": "../x"}, "", "ALGOS: ../x: must be palmer, lstm or trxl, or several of them"),
+        ({"ENVS": ""}, "", "ENVS: is empty; must be ids of environments"),
+        ({"ENVS": "a'b"}, "", "ENVS: a'b: must be ids of environments"),
+        ({"ENVS": "*"}, "", "ENVS: *: must be ids of environments"),
+        ({"ENVS": "A B A"}, "", "ENVS: A: is given twice; must be ids of environments, each once"),
+        ({"SEEDS": "x"}, "", "SEEDS: x: must be whole numbers from 0 to 99,999,999"),
+        ({"SEEDS": "1 -1"}, "", "SEEDS: -1: must be whole numbers from 0 to 99,999,999"),
+        ({"SEEDS": "100000000"}, "", "SEEDS: 100000000: must be whole numbers from 0 to 99,999,999"),
+        ({"SWEEP_DIR": "requirements.txt"}, "", "SWEEP_DIR=requirements.txt: must be a folder that can be written"),
+        ({"PYTHON": "/none"}, "", "PYTHON=/none: must be a Python of version 3.11 or newer"),
+        ({}, "fast", "fast: must be a flag of the training scripts"),
+        ({}, "--seed=3", "--seed=3: must not be given, as each run gets its own; use ENVS, SEEDS and SWEEP_DIR"),
+        ({}, "--help", "--help: the flags are those of the training scripts, see python ppo_palmer.py --help"),
+    ],
 )
-def test_sweep_refuses_wrong_settings(repository, setting, message):
-    result = sweep(repository, **setting)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert calls(repository) == {}
+def test_sweep_refuses_what_no_run_could_start_with(repository, settings, flags, sentence):
+    result = sweep(repository, *flags.split(), **settings)
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {sentence}\n")
+    assert calls(repository) == {} and not (repository / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["palmer lstm", "CartPole-v1", "--memory-length", "9"], r"ppo_lstm.py: --memory-length 9: there is no such"),
+        (["palmer", "CartPole-v1 No-v0"], "ppo_palmer.py: --env-id No-v0: must be the id of an environment"),
+        (["palmer", "CartPole-v1", "--gamma", "2"], r"ppo_palmer.py: --gamma 2.0: must be from 0 to 1\."),
+        (["lstm", "CartPole-v1", "--width", "8192", "--num-steps", "65536"], "ppo_lstm.py: .*GB of memory"),
+    ],
+)
+def test_the_flags_of_a_sweep_are_those_of_its_scripts(words, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["check_sweep.py", *words])
+    with pytest.raises(SystemExit) as stopped:
+        check_sweep.main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and re.match(f"error: {sentence}", error) and error.count("\n") == 1
+
+
+def test_flags_that_fit_every_script_of_a_sweep_are_not_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["", "palmer lstm trxl", "CartPole-v1", "--preset", "report", "--gamma", "0.9"])
+    check_sweep.main()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_sweep_is_checked_before_it_starts(repository):
+    (repository / "scripts/check_sweep.py").write_text("import sys; sys.exit(2 * ('--odd' in sys.argv))")
+    assert sweep(repository, "--odd").returncode == 2
+    assert calls(repository) == {} and not (repository / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "the following arguments are required: folder; --help tells what is allowed."),
+        (["a", "b"], "unrecognized arguments: b; --help tells what is allowed."),
+        (["nowhere"], "nowhere: must be the folder of a sweep."),
+        (["results/first_runs"], "results/first_runs: holds no finished run (no */summary.json)."),
+    ],
+)
+def test_the_table_needs_the_folder_of_a_sweep(words, sentence, monkeypatch, capsys):
+    """A committed summary.csv whose runs are not there stays."""
+    monkeypatch.chdir(ROOT)
+    committed = (ROOT / "results/first_runs/summary.csv").read_bytes()
+    monkeypatch.setattr(sys, "argv", ["sweep_table.py", *words])
+    with pytest.raises(SystemExit) as stopped:
+        sweep_table.main()
+    assert (stopped.value.code, capsys.readouterr().err) == (2, f"error: {sentence}\n")
+    assert (ROOT / "results/first_runs/summary.csv").read_bytes() == committed
 
 
 # ---------------------------------------------------------------- train.sh and the environment's set-up
@@ -257,10 +326,11 @@ def test_an_environment_of_ones_own_is_used_as_it_is(repository, fake_python):
     assert notes(repository) == ["ran ppo_palmer.py"]
 
 
-def test_unknown_script_is_refused(repository, fake_python):
-    result = run(repository, "scripts/train.sh", SCRIPT="ppo_dqn.py", **fake_python)
+@pytest.mark.parametrize("script", ["ppo_dqn.py", "study", "requirements.txt"])
+def test_unknown_script_is_refused(repository, fake_python, script):
+    result = run(repository, "scripts/train.sh", SCRIPT=script, **fake_python)
     assert result.returncode == 2
-    assert "SCRIPT=ppo_dqn.py" in result.stderr
+    assert f"SCRIPT={script}: there is no such script" in result.stderr
     assert notes(repository) == []
 
 

@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import math
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -56,9 +57,10 @@ def test_benchmark_runs_every_ablation_and_collects_it(repository):
     result = benchmark(repository, "ablations", ENVS="Maze-v0", SEEDS="1 2")
     assert result.returncode == 0, result.stderr
     rows = list(csv.DictReader((repository / "results/ablations/runs.csv").open()))
-    assert len(rows) == 2 * len({row["experiment"] for row in rows}) == 16
+    assert len(rows) == 2 * len({row["experiment"] for row in rows}) == 18
     command = {row["experiment"]: row["command"] for row in rows}
     assert command["no_memory"].endswith("--forget")
+    assert command["no_age"].split()[-2:] == ["--age-coef", "0"] and "--recall-coef" not in command["no_age"]
     assert command["plain_ppo"].endswith("--age-coef 0 --recall-coef 0 --visit-bonus 0")
     assert {row["algo"] for row in rows} == {"palmer"}
 
@@ -73,7 +75,9 @@ def test_benchmark_repeats_the_original_with_its_one_lstm_layer(repository):
     for row in rows:
         assert "--preset report" in row["command"]
         assert ("--lstm-layers 1" in row["command"]) == (row["algo"] != "trxl")
-        assert ("--visit-bonus 0.3" in row["command"]) == (row["experiment"] == "with_aids")
+        assert ("--recall-coef 2 --age-coef 0.4 --visit-bonus 0.3" in row["command"]) == (
+            row["experiment"] == "with_aids"
+        )
 
 
 @pytest.mark.parametrize("part", ["main", "alone", "ablations", "original", "larger"])
@@ -112,6 +116,32 @@ def test_benchmark_refuses_an_unknown_part(repository, part):
     assert result.returncode == 2
     assert "must be main, alone, ablations" in result.stderr and len(result.stderr.splitlines()) == 1
     assert not (repository / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "sentence"),
+    [
+        ("main", {"ENVS": " "}, "ENVS: is empty; must be ids of environments"),
+        ("main", {"SEEDS": "1 x"}, "SEEDS: x: must be whole numbers from 0 to 99,999,999"),
+        ("ablations", {"JOBS": "0"}, "JOBS=0: must be a whole number from 1 to 9999"),
+        ("original", {"ALGOS": "dqn"}, "ALGOS: there is no ppo_dqn.py; use palmer, lstm or trxl"),
+        ("original", {"ORIGINAL_SEEDS": "x"}, "ORIGINAL_SEEDS: x: must be whole numbers from 0 to 99,999,999"),
+        ("larger", {"LARGER_SEEDS": ""}, "LARGER_SEEDS: is empty; must be whole numbers from 0 to 99,999,999"),
+        ("alone", {"ALGOS": "lstm"}, "ALGOS=lstm: must be palmer, which alone trains"),
+        ("generalise", {"SEEDS": "1"}, "SEEDS: must not be set, as generalise plays all agents of main"),
+    ],
+)
+def test_benchmark_refuses_wrong_settings_before_anything_starts(repository, part, settings, sentence):
+    result = benchmark(repository, part, **settings)
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {sentence}\n")
+    assert not (repository / "runs").exists() and not (repository / "results").exists()
+
+
+def test_benchmark_ends_at_the_first_sweep_that_is_refused(repository):
+    (repository / "scripts/check_sweep.py").write_text("import sys; print('error: no', file=sys.stderr); sys.exit(2)")
+    result = benchmark(repository, "ablations")
+    assert (result.returncode, result.stderr) == (2, "error: no\n")
+    assert not (repository / "results").exists()
 
 
 # Stands for evaluate.py: prints its flags, or fails when the agent is the one the test names.
@@ -244,8 +274,64 @@ def test_a_dip_counts_from_the_step_that_reached_the_level():
 def test_nothing_to_collect_is_an_error(tmp_path):
     command = [sys.executable, "-m", "study.collect_results", tmp_path, tmp_path / "out"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 1 and "holds no finished run" in result.stderr
+    assert result.returncode == 2 and "holds no finished run" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda run: run.rename(run.with_name("none")), "runs: must be a folder in which finished runs lie"),
+        (lambda run: (run / "one/summary.json").write_text("{"), r"summary\.json: must be a JSON file"),
+        (
+            lambda run: (run / "one/summary.json").write_text("{}"),
+            r"summary\.json: must be the summary.* has no algo",
+        ),
+        (lambda run: (run / "one/config.json").unlink(), r"config\.json: must be a JSON file"),
+        (lambda run: (run / "one/metrics.jsonl").unlink(), r"metrics\.jsonl: must be what a finished run logged"),
+        (lambda run: (run.parent / "out").touch(), "out: must be a folder that can be written"),
+    ],
+)
+def test_what_cannot_be_collected_is_told_and_replaces_nothing(damage, sentence, tmp_path, monkeypatch, capsys):
+    write_run(tmp_path / "runs/one", rows=[logged(4_000, 0.1)])
+    damage(tmp_path / "runs")
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "runs"), str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stopped:
+        collect_results.main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and re.match(f"error: .*{sentence}", error) and error.count("\n") == 1
+    assert not (tmp_path / "out").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [(collect_results, ["a"]), (collect_results, ["a", "b", "--c"]), (plot_results, ["all"])],
+)
+def test_words_that_mean_nothing_are_refused(program, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["", *words])
+    with pytest.raises(SystemExit) as stopped:
+        program.main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["folder", "file/out.csv", "/proc/none/out.csv"])
+def test_a_place_that_cannot_be_written_is_told_before_any_work(place, tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    out = tmp_path / place
+    for module in (measure_gate, measure_starts):
+        monkeypatch.setattr(module, "load_players", lambda files: pytest.fail("it began"))
+        with pytest.raises(InputError, match=f"--out {out}: must be a file that can be written"):
+            module.main(module.Options((PUBLISHED,), out))
+    monkeypatch.setattr(shortest_ways, "shortest_length", lambda env_id: pytest.fail("it began"))
+    with pytest.raises(InputError, match=f"--out {out}: must be a file that can be written"):
+        shortest_ways.main(shortest_ways.Options(out=out))
+    with pytest.raises(InputError, match=f"--study {out}: must be a file that can be written"):
+        tune.main(tune.Options(study=out))
+    target = out.parent if place != "folder" else tmp_path / "file"
+    with pytest.raises(InputError, match=f"TARGET {target}: must be a folder that can be written"):
+        publish_checkpoints.main(publish_checkpoints.Options(tmp_path, target))
 
 
 def collect(out, monkeypatch):
@@ -450,16 +536,18 @@ def test_a_figure_stays_until_the_next_one_is_drawn(tmp_path, monkeypatch):
         (["main/runs", "main/curves", "larger/runs"], "larger/curves"),
     ],
 )
-def test_nothing_is_drawn_unless_all_can_be(present, missing, tmp_path, monkeypatch):
+def test_nothing_is_drawn_unless_all_can_be(present, missing, tmp_path, monkeypatch, capsys):
     for name in present:
         (tmp_path / "results" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"results/{name}.csv").write_bytes((ROOT / f"results/{name}.csv").read_bytes())
     monkeypatch.setattr(plot_results, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "argv", [""])
-    with pytest.raises(
-        SystemExit, match=rf"results/{missing}\.csv is missing; make it with: bash study/benchmark\.sh"
-    ):
+    with pytest.raises(SystemExit) as stopped:
         plot_results.main()
+    sentence = (
+        f"error: results/{missing}.csv is missing; make it with: bash study/benchmark.sh {missing.split('/')[0]}"
+    )
+    assert (stopped.value.code, capsys.readouterr().err) == (2, sentence + "\n")
     assert not (tmp_path / "results/figures").exists()
 
 
@@ -521,6 +609,15 @@ def test_showing_a_search_leaves_it_alone(tmp_path, capsys):
     with pytest.raises(InputError, match="--study .*none.log"):
         tune.main(tune.Options(study=tmp_path / "none.log", show=True))
     assert not (tmp_path / "none.log").exists()
+
+
+def test_what_is_no_journal_of_a_search_is_refused(tmp_path):
+    other = tmp_path / "other"
+    for text, show in (("# README\n", True), ("# README\n", False), ("", True)):
+        other.write_text(text)
+        with pytest.raises(InputError, match=f"--study {other}: must be the journal of a search"):
+            tune.main(tune.Options(study=other, show=show))
+        assert other.read_text() == text
 
 
 def test_the_search_starts_from_the_settings_of_the_scripts():
