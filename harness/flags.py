@@ -198,9 +198,10 @@ def metadata(Args: type, kind: type) -> dict[str, Any]:
 def check_args(args: Any) -> None:
     """Check what needs no environment and no network. Raises InputError for the first flag out of its range."""
     for name, allowed in metadata(type(args), Range).items():
-        value = getattr(args, name)
-        if value is not None and not allowed.holds(value):
-            raise InputError(f"{flag_of(name)} {value}: must be {allowed}.")
+        values = getattr(args, name)
+        for value in values if isinstance(values, tuple) else (values,):
+            if value is not None and not allowed.holds(value):
+                raise InputError(f"{flag_of(name)} {value}: must be {allowed}.")
 
 
 def flag_of(name: str) -> str:

@@ -1,0 +1,169 @@
+"""The scorecard: one agent, every kind of memory. Trains each agent on each task, resumable.
+
+    python -m study.scorecard --jobs 2 --seeds 11 12 13           all that is not finished
+    python -m study.scorecard --tasks repeat_previous_medium --agents palmer lstm --seeds 1001
+    python -m study.scorecard --dry                               only print the commands, one a line
+
+Runs go to runs/scorecard/TASK/AGENT/, one thread each. Finished runs (summary.json) are skipped, those with a
+checkpoint are resumed. `python -m study.collect_results runs/scorecard results/scorecard` gathers what is finished.
+
+All agents get the defaults and, of a task, the settings that its entry in TASKS names. They were chosen on seeds from
+1000 on; published results are of seeds from 11 on.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from harness.flags import Range, check_args, run_script
+from harness.input_error import InputError
+
+
+class Task(NamedTuple):
+    """A row of the scorecard. Scores are success rates where the task tells success, else returns."""
+
+    env_id: str
+    steps: int  # of training
+    chance: float  # score of an agent without memory
+    best: float  # largest possible score
+    published: str  # the best that others report, and after how many steps
+    flags: str = ""  # settings of all agents that differ from the defaults
+    window: str = ""  # likewise, of those with a Transformer
+
+
+# Figures of others. POPGym: Morad et al. 2023 (arXiv 2303.01859), mean return of the best epoch after 15M steps,
+# partly from a third party's transcription; SHM: Le et al. 2024 (arXiv 2410.10132). T-maze: Ni et al. 2023 (arXiv
+# 2307.03864). Parity: Lu et al. 2024 (arXiv 2405.17358). Control: sb3-contrib's RecurrentPPO.
+TASKS = {
+    "noisy_s17random": Task("palmer/NoisyMemoryS17Random-v0", 1_000_000, 0.5, 1.0, "none"),
+    "repeat_first_medium": Task("popgym:popgym-RepeatFirstMedium-v0", 2_000_000, -0.5, 1.0, "GRU 1.000"),
+    "repeat_previous_medium": Task(
+        "popgym:popgym-RepeatPreviousMedium-v0",
+        1_000_000,
+        -0.5,
+        1.0,
+        "0.789 at 15M, the best of 13 models; GRU -0.315",
+        "--num-steps 64 --gamma 0.9",
+    ),
+    "repeat_previous_hard": Task(
+        "popgym:popgym-RepeatPreviousHard-v0",
+        2_000_000,
+        -0.5,
+        1.0,
+        "0.191 at 15M (LMU); GRU -0.428",
+        "--num-steps 128 --gamma 0.9",
+        "--memory-length 128",
+    ),
+    "autoencode_easy": Task("popgym:popgym-AutoencodeEasy-v0", 3_000_000, -0.5, 1.0, "SHM 0.495; GRU -0.283"),
+    "count_recall_easy": Task("popgym:popgym-CountRecallEasy-v0", 2_000_000, -1.0, 1.0, "LSTM 0.509; GRU 0.177"),
+    "count_recall_medium": Task("popgym:popgym-CountRecallMedium-v0", 3_000_000, -1.0, 1.0, "-0.519"),
+    "concentration_easy": Task(
+        "popgym:popgym-ConcentrationEasy-v0", 3_000_000, -0.2, 1.0, "FFM 0.107", "--last-action"
+    ),
+    "noisy_cartpole_hard": Task("popgym:popgym-NoisyPositionOnlyCartPoleHard-v0", 2_000_000, 0.0, 1.0, "0.404"),
+    "cartpole": Task(
+        "palmer/CartPoleNoVelocity-v0", 100_000, 20.0, 500.0, "500", "--num-envs 8 --num-steps 64 --gamma 0.98"
+    ),
+    "pendulum": Task(
+        "palmer/PendulumNoVelocity-v0",
+        300_000,
+        -1200.0,
+        -150.0,
+        "-218 at 100k",
+        "--num-envs 8 --num-steps 128 --gamma 0.9 --vf-coef 20",
+    ),
+    "tmaze_passive_100": Task(
+        "palmer/TMazePassive-v0",
+        1_000_000,
+        0.5,
+        1.0,
+        "a Transformer DQN in 2M",
+        "--env-kwargs '{\"length\": 100}'",
+        "--memory-length 128",
+    ),
+    "tmaze_active_50": Task("palmer/TMazeActive-v0", 1_000_000, 0.5, 1.0, "a Transformer DQN in 2M"),
+    "parity_25": Task("palmer/Parity-v0", 1_000_000, 0.5, 1.0, "LSTM solves, Transformers do not extend"),
+    "recall_xor_parity": Task("palmer/RecallXorParity-v0", 2_000_000, 0.5, 1.0, "none"),
+}
+AGENTS = {  # script and flags
+    "palmer": ("palmer", ""),
+    "palmer_fixed_gate": ("palmer", "--fixed-gate 0.5"),
+    "palmer_no_age": ("palmer", "--age-coef 0"),
+    "lstm": ("lstm", ""),
+    "trxl": ("trxl", ""),
+}
+
+
+@dataclass
+class Options:
+    tasks: tuple[str, ...] = tuple(TASKS)
+    """tasks to train on"""
+    agents: tuple[str, ...] = tuple(AGENTS)
+    """agents to train"""
+    seeds: Annotated[tuple[int, ...], Range(0, 99_999_999)] = (11, 12, 13)
+    """seeds of each; all tasks and agents with one seed come before the next"""
+    jobs: Annotated[int, Range(1, 1024)] = 1
+    """runs at a time"""
+    out: Path = Path("runs/scorecard")
+    """folder for the runs"""
+    dry: bool = False
+    """only print the commands"""
+
+
+def folder_of(options: Options, task: str, agent: str, seed: int) -> Path:
+    return options.out / task / agent / f"{AGENTS[agent][0]}__{task}__s{seed}"
+
+
+def command(options: Options, task: str, agent: str, seed: int) -> list[str]:
+    """The run's command; one with a checkpoint goes on, another starts from the beginning."""
+    algo, flags = AGENTS[agent]
+    row, folder = TASKS[task], folder_of(options, task, agent, seed)
+    start = ["--resume" if (folder / "checkpoint.pt").exists() else "--run-dir", str(folder)]
+    window = "" if algo == "lstm" else row.window
+    settings = shlex.split(f"{row.flags} {window} {flags}")
+    steps = ["--total-timesteps", str(row.steps), "--eval-every", "0"]
+    return [f"ppo_{algo}.py", "--env-id", row.env_id, "--seed", str(seed), *start, *steps, *settings]
+
+
+def run(options: Options, task: str, agent: str, seed: int) -> bool:
+    """Train one agent to its end -> whether it came there."""
+    folder = folder_of(options, task, agent, seed)
+    if (folder / "summary.json").exists():
+        return True
+    folder.mkdir(parents=True, exist_ok=True)
+    # One thread: networks this small gain little from a second, which another run uses better.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(folder / "train.log", "a", encoding="utf-8") as log:
+        words = [sys.executable, *command(options, task, agent, seed)]
+        subprocess.run(words, env=environment, stdout=log, stderr=log)
+    ended = (folder / "summary.json").exists()
+    print(f"{'ended' if ended else 'UNFINISHED'}: {folder}", flush=True)
+    return ended
+
+
+def main(options: Options) -> None:
+    """Raises InputError for names that are not known, SystemExit(1) where a run did not finish."""
+    check_args(options)
+    for flag, names, known in (("--tasks", options.tasks, TASKS), ("--agents", options.agents, AGENTS)):
+        for name in names:
+            if name not in known:
+                raise InputError(f"{flag} {name}: must be of {', '.join(known)}.")
+    runs = [(task, agent, seed) for seed in options.seeds for task in options.tasks for agent in options.agents]
+    if options.dry:
+        for which in runs:
+            print(shlex.join(["python", *command(options, *which)]))
+        return
+    with ThreadPoolExecutor(options.jobs) as pool:
+        ended = list(pool.map(lambda which: run(options, *which), runs))
+    if not all(ended):
+        print(f"{ended.count(False)} runs are unfinished; the same command goes on with them", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_script(main, Options, {}, __doc__)

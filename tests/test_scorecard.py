@@ -1,0 +1,84 @@
+"""study/scorecard.py: every agent gets the same settings of a task, and what is cut goes on where it was."""
+
+import json
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+import ppo_lstm
+import ppo_palmer
+import ppo_trxl
+from harness.flags import parse_args
+from harness.input_error import InputError
+from study import scorecard
+from study.scorecard import AGENTS, TASKS, Options
+
+SCRIPTS = {"palmer": ppo_palmer, "lstm": ppo_lstm, "trxl": ppo_trxl}
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("task", TASKS)
+def test_each_command_is_one_that_its_script_takes(task, agent, tmp_path, monkeypatch):
+    script, *words = scorecard.command(Options(out=tmp_path), task, agent, 11)
+    monkeypatch.setattr("sys.argv", [script, *words])
+    algo = AGENTS[agent][0]
+    args = parse_args(SCRIPTS[algo].Args, SCRIPTS[algo].PRESETS)
+    assert script == f"ppo_{algo}.py" and args.seed == 11 and args.total_timesteps == TASKS[task].steps
+    settings = {name: value for name, value in vars(args).items() if name not in ("run_dir", "given_flags")}
+    monkeypatch.setattr("sys.argv", ["", *scorecard.command(Options(out=tmp_path), task, "palmer", 11)[1:]])
+    palmers = vars(parse_args(ppo_palmer.Args, ppo_palmer.PRESETS))
+    different = {name for name, value in settings.items() if value != palmers[name]}
+    assert different == {"palmer_fixed_gate": {"fixed_gate"}, "palmer_no_age": {"age_coef"}}.get(agent, set())
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Stands in for training: the first attempt at a run leaves a checkpoint, the second one finishes it."""
+    commands = []
+
+    def run(words, env, **_):
+        commands.append(words)
+        assert env["OMP_NUM_THREADS"] == "1"
+        folder = scorecard.Path(words[words.index("--seed") + 3])
+        name = "summary.json" if (folder / "checkpoint.pt").exists() else "checkpoint.pt"
+        (folder / name).write_text(json.dumps({}))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return commands
+
+
+def test_what_is_cut_goes_on_and_what_is_finished_stays(runs, tmp_path, capsys):
+    options = Options(tasks=("parity_25",), agents=("palmer", "trxl"), seeds=(1001, 1002), jobs=2, out=tmp_path)
+    with pytest.raises(SystemExit):
+        scorecard.main(replace(options))
+    assert "4 runs are unfinished" in capsys.readouterr().err
+    assert all("--run-dir" in words for words in runs) and len(runs) == 4
+    scorecard.main(replace(options))
+    assert all("--resume" in words for words in runs[4:]) and len(runs) == 8
+    scorecard.main(replace(options))
+    assert len(runs) == 8
+    assert len(list(tmp_path.rglob("summary.json"))) == 4
+
+
+def test_a_dry_run_prints_a_command_a_line_and_makes_nothing(runs, tmp_path, capsys):
+    scorecard.main(Options(seeds=(11, 12), out=tmp_path / "new", dry=True))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * len(TASKS) * len(AGENTS) and len(set(lines)) == len(lines)
+    assert all(line.startswith("python ppo_") for line in lines)
+    assert not runs and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (Options(tasks=("chess",)), "--tasks chess: must be of noisy_s17random"),
+        (Options(agents=("gru",)), "--agents gru: must be of palmer, palmer_fixed_gate"),
+        (Options(seeds=(1, -1)), "--seeds -1: must be from 0 to 99,999,999."),
+        (Options(jobs=0), "--jobs 0: must be from 1 to 1,024."),
+    ],
+)
+def test_wrong_input_is_refused(options, sentence, runs):
+    with pytest.raises(InputError, match=sentence):
+        scorecard.main(options)
+    assert not runs
