@@ -356,7 +356,7 @@ def test_unwritable_run_dir_is_refused(tmp_path):
 
 
 def test_a_folder_that_holds_a_run_is_refused(tmp_path):
-    RunFolder(tmp_path / "run", Args(), "palmer").close()
+    stored_run(tmp_path / "run")
     with pytest.raises(InputError, match="--run-dir .*--resume"):
         RunFolder(tmp_path / "run", Args(), "palmer")
 
@@ -1060,7 +1060,7 @@ def test_a_save_that_fails_does_not_keep_the_rest_from_being_cleaned_up(process_
         raise OSError("No space left on device")
 
     before = handlers()
-    with pytest.raises(OSError, match="No space left"), Run(run_flags(tmp_path), "palmer") as run:
+    with pytest.raises(RunError, match="No space left"), Run(run_flags(tmp_path), "palmer") as run:
         run.restore(FIRST, Envs(exact_resume=False))
         run.save_when_due(FIRST)
         monkeypatch.setattr(harness.run, "save_checkpoint", disk_full)
