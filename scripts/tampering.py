@@ -51,3 +51,13 @@ def mutated(tree: Any, rng: random.Random) -> Any:
         return at_place(tree, place, lambda holder, key: holder.pop(key))
     new = rng.choice(mutations(value))
     return at_place(tree, place, lambda holder, key: holder.__setitem__(key, new))
+
+
+def identical(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(identical(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(identical, a, b))
+    return type(a) is type(b) and a == b

@@ -11,20 +11,17 @@ come at a function call counted beforehand, not at a time, so that a case is the
 import contextlib
 import io
 import json
-import multiprocessing
 import os
 import pickle
 import random
 import resource
 import shutil
 import signal
-import sys
 import tempfile
 import time
 import traceback
 import zipfile
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,13 +36,13 @@ from harness.archive import CHECKSUM
 from harness.checkpoint import load_checkpoint, save_checkpoint
 from harness.flags import Range, check_args, run_script
 from harness.input_error import InputError, RunError
-from scripts.tampering import mutated
+from scripts.children import count_calls, run_child, signal_at, start_child
+from scripts.tampering import identical, mutated
 
 SCRIPTS = (ppo_palmer, ppo_lstm, ppo_trxl)
 TINY = dict(env_id="MiniGrid-MemoryS5-v0", obs_mode="symbolic", max_episode_steps=8, num_envs=4, num_steps=8)
 TINY |= dict(num_minibatches=2, update_epochs=1, width=8, total_timesteps=256, eval_every=96, eval_episodes=2)
 TINY |= dict(final_eval_episodes=2, checkpoint_every=0.0, cuda=False)
-FORK = multiprocessing.get_context("fork")  # a new Python takes seconds to import torch
 
 
 @dataclass
@@ -68,50 +65,6 @@ def flags(script: Any, **changed: Any) -> Any:
 # ------------------------------------------------------------------------------------ processes
 
 
-def run_child(script: Any, args: Any, log: Path, before: Callable[[], None] = lambda: None) -> int:
-    """A run in a process of its own, after `before` was called in it -> its exit code."""
-    process = start_child(script, args, log, before)
-    process.join()
-    return process.exitcode
-
-
-def start_child(script: Any, args: Any, log: Path, before: Callable[[], None] = lambda: None) -> Any:
-    def work() -> None:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-        sys.argv = ["torture"]
-
-        def main(_: Any) -> None:
-            before()
-            script.main(args)
-
-        run_script(main, Options, {}, None)
-
-    process = FORK.Process(target=work)
-    process.start()
-    return process
-
-
-def signal_at(call: int, number: int) -> Callable[[], None]:
-    """What makes a process signal itself at that Python function call of its main thread."""
-
-    def install() -> None:
-        left = call
-
-        def count(frame: Any, event: str, argument: Any) -> None:
-            nonlocal left
-            left -= event == "call"
-            if left == 0:
-                sys.setprofile(None)
-                os.kill(os.getpid(), number)
-
-        sys.setprofile(count)
-
-    return install
-
-
 def start_or_resume(script: Any, folder: Path, **changed: Any) -> Any:
     if (folder / "checkpoint.pt").exists():
         return script.Args(resume=str(folder))
@@ -124,16 +77,6 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k not in ("time", "charts/SPS")} for line in lines]
 
 
-def identical(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(identical(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(identical, a, b))
-    return type(a) is type(b) and a == b
-
-
 class Rig:
     """The uninterrupted runs, to copy and to compare with."""
 
@@ -143,19 +86,8 @@ class Rig:
             ppo_palmer.main(flags(ppo_palmer, run_dir=str(folder / "first"), total_timesteps=32))
         for script in SCRIPTS:
             calls = folder / f"{script.ALGO}.calls"
-
-            def count_calls(calls: Path = calls) -> None:
-                total = 0
-
-                def count(frame: Any, event: str, argument: Any) -> None:
-                    nonlocal total
-                    total += event == "call"
-                    if event == "call" and frame.f_code.co_name == "say_what_next":  # the end of what is worth a kill
-                        calls.write_text(str(total))
-
-                sys.setprofile(count)
-
-            code = run_child(script, flags(script, run_dir=str(self.whole(script))), folder / "log", count_calls)
+            counting = count_calls(calls, until="say_what_next")  # after it there is nothing to lose
+            code = run_child(script, flags(script, run_dir=str(self.whole(script))), folder / "log", counting)
             assert code == 0, (folder / "log").read_text()
             self.calls[script] = int(calls.read_text())
 

@@ -880,7 +880,7 @@ def test_more_processes_than_gpus_are_refused(two_gpus, monkeypatch):
 # ---------------------------------------------------------------- stopping
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_first_signal_asks_and_second_stops(signal_number):
     before = signal.getsignal(signal_number)
     with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:

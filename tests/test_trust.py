@@ -32,7 +32,9 @@ from harness.progress import Interrupt, Progress
 from harness.resume import check_saved, put_back
 from harness.run import Run
 from memory_aids import MemoryAids
+from replay.film import DRAFTS
 from scripts import torture
+from scripts.children import FORK, run_child
 from scripts.tampering import at_place, mutations, paths
 from study.measure_gate import load_players
 from tasks import make_envs
@@ -342,7 +344,7 @@ def test_an_agent_whose_outputs_are_not_finite_plays_no_action(copied, capsys):
 
 
 def exit_code_of(work):
-    process = torture.FORK.Process(target=work)
+    process = FORK.Process(target=work)
     process.start()
     process.join()
     return process.exitcode
@@ -399,8 +401,11 @@ def test_a_run_killed_before_its_first_checkpoint_starts_afresh_with_the_same_co
     first = RunFolder(args.run_dir, args, "lstm")
     first.log(5, {"a": 1.0})
     (first.path / "checkpoint.pt.tmp").write_text("half a file")
+    draft = first.path / "videos" / f"{DRAFTS}999999999-x"  # of a film; no process has that number
+    draft.mkdir(parents=True)
     first.close()
     ppo_lstm.main(args)
+    assert not draft.exists()
     steps = [json.loads(line)["step"] for line in (first.path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [32, 64, 64]
     assert len(list(first.path.glob("events*"))) == 1 and not list(first.path.glob("*.tmp"))
@@ -478,7 +483,7 @@ def test_a_disk_that_is_really_full(tmp_path, kilobytes):
         pytest.skip("nothing can be mounted here")
     try:
         log = tmp_path.parent / "log"
-        code = torture.run_child(ppo_palmer, tiny(ppo_palmer, tmp_path / "run"), log)
+        code = run_child(ppo_palmer, tiny(ppo_palmer, tmp_path / "run"), log)
         text = log.read_text()
         assert code == 1 and "Traceback" not in text and "No space left" in text.splitlines()[-1]
         assert not list((tmp_path / "run").glob("*.tmp"))
@@ -569,13 +574,16 @@ class Parts:
         scale = script.ReturnScale(torch.device("cpu"))
         self.parts = {"policy": policy, "optimizer": optimizer, "aids": aids, "scale": scale}
 
-    def put_back(self, saved, algo):
+    def put_back(self, saved, algo, part=None):
+        """part: only this one of the parts, if it is one."""
         check_saved(saved, self.args, algo)
-        put_back(saved, 0, 1, self.args, self.parts, self.envs, self.carry)
+        parts = {name: self.parts[name] for name in self.parts if part in (None, name)}
+        put_back(saved, 0, 1, self.args, parts, self.envs, self.carry)
 
 
 # May be missing, as the file is not asked: config.json has the argument, and Adam its settings.
 SPARE = {"args", "param_groups", "cuda", "milestones", "format"}
+LISTS = {"recent", "log_sizes"}  # that may be shorter
 
 
 @pytest.mark.parametrize("name, script", [("table", ppo_palmer), ("gymnasium", ppo_palmer)])
@@ -611,14 +619,15 @@ def test_every_field_of_a_checkpoint_may_be_missing_or_another(runs, name, scrip
         for number, changed in enumerate(changes):
             tried += 1
             try:
-                parts.put_back(changed, script.ALGO)
+                parts.put_back(changed, script.ALGO, place[0])
             except InputError as error:
                 sentence = str(error)
                 assert "\n" not in sentence and sentence.startswith("--"), sentence
             else:
-                if number == 0 and not SPARE & set(place):
+                if number == 0 and not SPARE & set(place) and not LISTS & set(place[:-1]):
                     unnoticed.append(place)
-    assert tried > 200 and not unnoticed
+    assert tried > 200
+    assert unnoticed == []
 
 
 def test_every_field_that_evaluation_reads_may_be_missing_or_another(copied, monkeypatch):
