@@ -711,6 +711,6 @@ def test_a_checkpoint_of_another_run_is_refused(copied):
 
 def test_torture(capsys):
     """What scripts/torture.py does for minutes, for a few cases of each kind."""
-    torture.main(torture.Options(cases=7, seed=1))
+    torture.main(torture.Options(cases=14, seed=1))
     counts = capsys.readouterr().out.splitlines()[-1]
     assert all(f"{kind.__name__} " in counts for kind in torture.KINDS)
