@@ -10,6 +10,7 @@ exactly once: counting "the first n that end" would favour short ones.
 `play` is the one loop that plays: it yields moments, which evaluation counts, a film draws and the study measures.
 """
 
+import importlib
 import json
 import math
 import sys
@@ -24,9 +25,10 @@ import numpy as np
 import torch
 import tyro
 
-from harness.checkpoint import load_checkpoint
-from harness.flags import Range, check_args, run_script
-from harness.input_error import InputError
+from harness.checkpoint import check_form, load_checkpoint
+from harness.flags import Range, args_in_file, check_args, run_script
+from harness.input_error import InputError, RunError, shortened
+from harness.trust import must_be_repeated, only_if_repeated
 from palmer_policy import POLICIES, MemoryPolicy, MemoryState, PolicyOutput, make_policy
 from replay.film import Film
 from tasks import TaskArgs, make_real_env
@@ -148,7 +150,10 @@ def held_out_seed(seed: int, episode: int) -> int:
 def play(
     policy: MemoryPolicy, envs: list[gym.Env], episodes: int, seed: int, greedy: bool = False
 ) -> Iterator[Moment]:
-    """Play held-out episodes, as many at once as there are environments -> their moments, each episode's in order."""
+    """Play held-out episodes, as many at once as there are environments -> their moments, each episode's in order.
+
+    Raises RunError for an agent whose outputs are not finite.
+    """
     device = next(policy.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     limit = UNLIMITED_STEPS if episode_limit(envs[0]) is None else None
@@ -160,6 +165,8 @@ def play(
         frames = tuple(torch.from_numpy(np.stack(part))[None].to(device) for part in parts)
         start = torch.tensor([[episode.length == 0 for episode in running]], device=device)
         output, state = policy(frames, state, start)
+        if not output.logits.isfinite().all():
+            raise RunError("the agent's outputs are not finite, so it cannot choose an action.")
         distribution = policy.distribution(output.logits[0])
         actions = (distribution.mode() if greedy else distribution.sample(generator)).cpu().numpy()
 
@@ -247,30 +254,53 @@ def evaluate_policy(
     }
 
 
-def load_policy(file: str | Path) -> tuple[MemoryPolicy, TaskArgs, dict[str, Any]]:
+def load_policy(
+    file: str | Path, env_id: str | None = None, env_kwargs: str | None = None
+) -> tuple[MemoryPolicy, TaskArgs, dict[str, Any]]:
     """The policy of a checkpoint, on the CPU -> policy, the task it was trained on, the checkpoint.
+
+    env_id, env_kwargs: those of the command line. Where the file's own could run code they stand for these, and must.
 
     Raises InputError if the file is missing, damaged, of an unknown algorithm, or does not fit its arguments.
     """
-    checkpoint = load_checkpoint(file)
-    algo = checkpoint["algo"]
-    if algo not in POLICIES:
+    checkpoint, where = load_checkpoint(file), f"--checkpoint {file}"
+    algo, settings, given = (
+        checkpoint.get("algo"),
+        checkpoint.get("args"),
+        {"env_id": env_id, "env_kwargs": env_kwargs},
+    )
+    if not isinstance(algo, str) or algo not in POLICIES:
         raise InputError(
-            f"--checkpoint {file}: holds an agent of the algorithm {algo}, allowed are {', '.join(POLICIES)}."
+            f"{where}: holds an agent of the algorithm {shortened(algo)}, allowed are {', '.join(POLICIES)}."
         )
-    try:
-        settings = checkpoint["args"]
-        task = TaskArgs(**{field.name: settings[field.name] for field in fields(TaskArgs)})
-        env = make_real_env(task)
-        policy = make_policy(algo, settings, env.observation_space, env.action_space)
-        policy.load_state_dict(checkpoint["policy"])
-    except (TypeError, KeyError, RuntimeError) as error:
-        raise InputError(
-            f"--checkpoint {file}: its parameters do not fit this version's {algo} agent "
-            f"({str(error).splitlines()[0]}); evaluate it with the version that saved it."
-        ) from error
+    needed = {"seed", *(field.name for field in fields(TaskArgs))}
+    if not isinstance(settings, dict) or not needed <= settings.keys():
+        raise InputError(f"{where}: lacks arguments of its training; evaluate it with the version that saved it.")
+    if type(checkpoint.get("step")) is not int or checkpoint["step"] < 0:
+        raise InputError(f"{where}: its step must be a number of steps; it is damaged.")
+    args = args_in_file(importlib.import_module(f"ppo_{algo}").Args, settings, where)
+    only_if_repeated(settings, given, where)
+    task = TaskArgs(**{field.name: getattr(args, field.name) for field in fields(TaskArgs)})
+    task = replace(task, **{name: given[name] for name in given if must_be_repeated(name, getattr(task, name))})
+    env = make_real_env(task)
     env.close()
+    check_size(algo, settings, env, checkpoint.get("policy"), where)
+    policy = make_policy(algo, settings, env.observation_space, env.action_space)
+    policy.load_state_dict(checkpoint["policy"])
     return policy, task, checkpoint
+
+
+def check_size(algo: str, settings: dict[str, Any], env: gym.Env, saved: Any, where: str) -> None:
+    """Are `saved` parameters those of this agent? Found out before it takes any memory; raises InputError."""
+    try:
+        with torch.device("meta"):
+            planned = make_policy(algo, settings, env.observation_space, env.action_space)
+        check_form(saved, planned.state_dict(), "policy")
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise InputError(
+            f"{where}: its parameters do not fit this version's {algo} agent ({shortened(error)}); use the version "
+            "that saved it."
+        ) from error
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -285,7 +315,7 @@ def main(args: Args) -> dict[str, Any]:
 
 def evaluate(args: Args) -> tuple[dict[str, Any], str]:
     """The result, and the id of the environment that the agent was trained on."""
-    policy, trained_on, checkpoint = load_policy(args.checkpoint)
+    policy, trained_on, checkpoint = load_policy(args.checkpoint, args.env_id, args.env_kwargs)
     changed = {name: getattr(args, name) for name in ("env_id", "env_kwargs", "max_episode_steps")}
     task = replace(trained_on, **{name: value for name, value in changed.items() if value is not None})
     check_fit(policy, task, trained_on)
@@ -303,7 +333,7 @@ def evaluate(args: Args) -> tuple[dict[str, Any], str]:
         greedy=args.greedy,
         video=args.video,
     )
-    return result, trained_on.env_id
+    return result, checkpoint["args"]["env_id"]
 
 
 def check_fit(policy: MemoryPolicy, task: TaskArgs, trained_on: TaskArgs) -> None:

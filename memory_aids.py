@@ -26,6 +26,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.checkpoint import check_form, check_range
 from harness.flags import Range
 from harness.processes import gather
 from palmer_policy import episode_clock
@@ -158,6 +159,11 @@ class MemoryAids:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError for a state that cannot be one."""
+        check_form({**state, "codes": None}, {**self.state_dict(), "codes": None}, "aids")
+        check_range(state["together"], 0, 1.001, "together")
+        if not 0 <= state["episodes"] <= RECENT_EPISODES:
+            raise ValueError(f"episodes must be from 0 to {RECENT_EPISODES}")
         self.heads.load_state_dict(state["heads"])
         self.codes.load_state_dict(state["codes"])
         self.together = state["together"].to(self.together.device)
@@ -341,8 +347,22 @@ class Codes:
         return {"near": self.near, "prototypes": self.prototypes, "spread": self.spread}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.near, self.prototypes, self.spread = state["near"], state["prototypes"], state["spread"]
-        self._number_of = {}
+        """Raises ValueError for a state that cannot be one."""
+        near, prototypes, spread = state["near"], state["prototypes"], state["spread"]
+        if type(near) is not float or near not in (0.0, NEAR) or (self.exact and prototypes is not None):
+            raise ValueError("its codes are of another task")
+        self.near, self.prototypes, self.spread, self._number_of = near, None, [], {}
+        if prototypes is None:
+            return
+        frames = tuple(part[:1] for part in self.table.frames[: self.parts])
+        check_form(spread, [part[0].float() for part in frames if part.ndim == 2], "spread")
+        if any((part <= 0).any() for part in spread):
+            raise ValueError("a spread must be above 0")
+        self.spread = [part.to(frames[0].device) for part in spread]
+        check_form(prototypes, self._looks(frames).expand(len(prototypes), -1), "prototypes")
+        if len(prototypes) > self.capacity:
+            raise ValueError(f"prototypes must be {self.capacity} at most")
+        self.prototypes = prototypes.to(frames[0].device)
 
     def _far(self, looks: Tensor) -> Tensor:
         """Those near no prototype, a few times as many as can be stored at most."""

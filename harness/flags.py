@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_o
 import tyro
 
 from harness.folder import read_config
-from harness.input_error import InputError, RunError
+from harness.input_error import InputError, RunError, flag_of, shortened
+from harness.trust import only_if_repeated
 
 A = TypeVar("A")  # a script's dataclass of flags
 
@@ -74,9 +75,12 @@ def run_script(
     presets: Mapping[str, Mapping[str, Any]],
     description: str | None,
 ) -> None:
-    """Parse the command line and call `main(args)`; an InputError or a RunError ends it in one sentence."""
+    """Parse the command line and call `main(args)`; wrong input, a RunError or Ctrl-C ends it in one sentence."""
     try:
         main(parse_args(Args, presets, description))
+    except KeyboardInterrupt as error:
+        print(f"\nstopped{f': {error}' if str(error) else '.'}", file=sys.stderr)
+        sys.exit(130)
     except (InputError, RunError) as error:
         if isinstance(error, RunError) and error.__cause__:
             traceback.print_exception(error.__cause__)
@@ -196,17 +200,29 @@ def metadata(Args: type, kind: type) -> dict[str, Any]:
 
 
 def check_args(args: Any) -> None:
-    """Check what needs no environment and no network. Raises InputError for the first flag out of its range."""
-    for name, allowed in metadata(type(args), Range).items():
+    """Check what needs no environment and no network: raises InputError for the first flag of another type than its
+    own or out of its range.
+    """
+    ranges = metadata(type(args), Range)
+    for name, hint in get_type_hints(type(args), include_extras=True).items():
         values = getattr(args, name)
-        for value in values if isinstance(values, tuple) else (values,):
-            if value is not None and not allowed.holds(value):
-                raise InputError(f"{flag_of(name)} {value}: must be {allowed}.")
+        several = get_origin(plain(hint)) is tuple and isinstance(values, tuple)
+        for value in values if several else (values,):
+            if not any(is_a(value, kind) for kind in kinds(hint)):
+                raise InputError(f"{flag_of(name)} {shortened(value)}: must be {allowed(hint)}.")
+            if name in ranges and value is not None and not ranges[name].holds(value):
+                raise InputError(f"{flag_of(name)} {shortened(value)}: must be {ranges[name]}.")
 
 
-def flag_of(name: str) -> str:
-    """The command-line flag of a field: total_timesteps -> --total-timesteps."""
-    return "--" + name.replace("_", "-")
+def is_a(value: Any, kind: Any) -> bool:
+    """Is the value of that type, or one of its words? Types that only tyro makes are left to it."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return not isinstance(kind, type) or kind not in (bool, str, NoneType) or isinstance(value, kind)
 
 
 def resume_args(args: A) -> A:
@@ -225,20 +241,20 @@ def resume_args(args: A) -> A:
     config = read_config(folder)
     if not (folder / "checkpoint.pt").is_file():
         raise InputError(
-            f"--resume {folder}: the run has no checkpoint.pt, so it must be started again; "
-            "a folder can be resumed once its first checkpoint is written."
+            f"--resume {folder}: the run has no checkpoint.pt, so it must be started again, with the command that "
+            "started it."
         )
 
     defaults = dataclasses.asdict(Args())
     unknown = sorted(config["args"].keys() - defaults.keys())
     if unknown:
         raise InputError(
-            f"--resume {folder}: the run of '{config['algo']}' has the setting {unknown[0]}, which this "
-            "script does not know; resume it with the script and version that started it."
+            f"--resume {folder}: the run of '{shortened(config['algo'])}' has the setting {shortened(unknown[0])}, "
+            "which this script does not know; resume it with the script and version that started it."
         )
     # JSON knows no tuples.
     stored = {name: tuple(v) if isinstance(v, list) else v for name, v in config["args"].items()}
-    stored = {**defaults, **stored}
+    stored = dataclasses.asdict(args_in_file(Args, stored, f"--resume {folder}: config.json"))
     now = dataclasses.asdict(args)
     given = getattr(args, "given_flags", {name for name in now if now[name] != defaults[name]})
     changeable = metadata(Args, str)
@@ -248,4 +264,19 @@ def resume_args(args: A) -> A:
                 f"{flag_of(name)} {now[name]}: the run in {folder} was started with {stored[name]}, and only "
                 f"{', '.join(map(flag_of, changeable))} may change on --resume."
             )
+    only_if_repeated(stored, {name: now[name] for name in given}, f"--resume {folder}")
     return Args(**{**stored, **{name: now[name] for name in given}})
+
+
+def args_in_file(Args: type[A], stored: Mapping[str, Any], where: str) -> A:
+    """The flags that a file holds, checked like those of a command line; what it lacks has its default.
+
+    Raises InputError that begins with `where`.
+    """
+    names = [field.name for field in dataclasses.fields(Args)]
+    args = Args(**{name: stored[name] for name in names if name in stored})
+    try:
+        check_args(args)
+    except InputError as error:
+        raise InputError(f"{where}: holds {error}") from error
+    return args

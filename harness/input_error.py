@@ -1,4 +1,6 @@
-"""The two exceptions that end a program in one sentence instead of a traceback."""
+"""The two exceptions that end a program in one sentence instead of a traceback, and words for such sentences."""
+
+from typing import Any
 
 
 class InputError(ValueError):
@@ -13,3 +15,13 @@ class RunError(RuntimeError):
 
     Where another exception is its cause, scripts show that first.
     """
+
+
+def flag_of(name: str) -> str:
+    """The command-line flag of a field: total_timesteps -> --total-timesteps."""
+    return "--" + name.replace("_", "-")
+
+
+def shortened(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

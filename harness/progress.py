@@ -1,5 +1,6 @@
 """The progress line, and Ctrl-C."""
 
+import contextlib
 import math
 import os
 import shutil
@@ -52,30 +53,38 @@ class Progress:
     def note(self, text: str) -> None:
         """Print a line of its own; on a terminal the progress line moves below it."""
         if self.on_terminal and self._shown:
-            self.stream.write("\r" + " " * len(self._shown) + "\r" + text + "\n" + self._shown)
+            self._write("\r" + " " * len(self._shown) + "\r" + text + "\n" + self._shown)
         else:
-            self.stream.write(text + "\n")
-        self.stream.flush()
+            self._write(text + "\n")
 
     def close(self) -> None:
         """Show the newest line if that is still to be done, and leave the line."""
         if self._line and self._shown != self._line:
             self._show(time.monotonic())
         if self.on_terminal and self._shown:
-            self.stream.write("\n")
-            self.stream.flush()
+            self._write("\n")
 
     def _show(self, now: float) -> None:
         if self.on_terminal:
             # A line wider than the terminal would wrap, and "\r" only returns to the start of its last row.
             line = self._line[: shutil.get_terminal_size().columns - 1]
-            self.stream.write("\r" + line.ljust(len(self._shown)))
+            self._write("\r" + line.ljust(len(self._shown)))
             self._shown = line
         else:
-            self.stream.write(self._line + "\n")
+            self._write(self._line + "\n")
             self._shown = self._line
-        self.stream.flush()
         self._shown_at = now
+
+    def _write(self, text: str) -> None:
+        """Where nobody reads any more, as when a terminal or the other end of a pipe is closed, the run goes on."""
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError:
+            nowhere = open(os.devnull, "w")  # noqa: SIM115  to the end of the process
+            if self.stream is sys.stdout:
+                sys.stdout = nowhere
+            self.stream = nowhere
 
 
 def number(value: float | None, digits: int) -> str:
@@ -90,19 +99,25 @@ def clock(seconds: float) -> str:
 
 
 class Interrupt:
-    """While entered, the first Ctrl-C (or SIGTERM) only sets `requested`; a second one stops at once.
+    """While entered, the first Ctrl-C (or SIGTERM, or a closed terminal's SIGHUP) only sets `requested`; a second one
+    stops at once, and so does the first where `at_once` is set.
 
     Outside of the main thread signals cannot be caught, and it does nothing.
     """
 
     def __init__(self):
-        self.requested = False
+        self.requested, self.at_once = False, False
         self._previous: dict[int, Any] = {}
+        self._terminals: list[int] = []
 
     def __enter__(self) -> "Interrupt":
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         if threading.current_thread() is threading.main_thread():
-            for signal_number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[signal_number] = signal.signal(signal_number, self._handle)
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                number = getattr(signal, name, None)  # Windows knows no SIGHUP
+                # What is ignored stays so: nohup wants a run to outlive its terminal.
+                if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -111,8 +126,18 @@ class Interrupt:
         self._previous = {}
 
     def _handle(self, signal_number: int, frame: object) -> None:
-        if self.requested:
+        if signal_number == getattr(signal, "SIGHUP", None):
+            self._leave_terminal()
+        if self.requested or self.at_once:
             raise KeyboardInterrupt
         self.requested = True
         # os.write, because print may be what the signal interrupted.
-        os.write(2, b"\nstopping after this iteration; once more to stop at once\n")
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nstopping after this iteration; once more to stop at once\n")
+
+    def _leave_terminal(self) -> None:
+        """Nothing can be written to a closed one, and trying to must not end the run before it has saved."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in self._terminals:
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.checkpoint import check_form
 from harness.processes import gather
 
 DECAY = 1 / 200  # a rollout: an outlier of long ago is forgotten
@@ -32,4 +33,8 @@ class ReturnScale:
         return {"largest": self._largest.cpu().clone(), "value": self.value.cpu().clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError for a state that cannot be one."""
+        check_form(state, self.state_dict(), "scale")
+        if state["largest"] < 0 or state["value"] <= 0:
+            raise ValueError("a scale must be above 0")
         self._largest, self.value = (state[name].to(self.value.device) for name in ("largest", "value"))

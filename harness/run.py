@@ -5,22 +5,25 @@ It knows when, the script knows what: a Run never plays or learns. All processes
 
 import time
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from evaluate import describe, evaluate_policy
-from harness.checkpoint import load_checkpoint, pack, save_checkpoint, unpack, write_json
+from harness.checkpoint import pack, save_checkpoint, write_json
 from harness.checks import check_run
-from harness.flags import MAY_CHANGE, Range, check_args, resume_args
+from harness.ending import in_one_sentence
+from harness.flags import MAY_CHANGE, Range
 from harness.folder import RunFolder
 from harness.input_error import InputError, RunError
 from harness.processes import any_process, choose_device, gather, join_processes, leave_processes
 from harness.progress import Interrupt, Progress
-from harness.randomness import random_state, seed_everything, set_random_state
+from harness.randomness import random_state, seed_everything
+from harness.resume import open_earlier, put_back
+from replay.film import remove_leftovers
 
 RECENT_EPISODES = 500  # the training success rate is that of the episodes that ended last
 PROCESS_SEED = 1_000_000  # apart from one process's seed to the next one's
@@ -68,12 +71,10 @@ class Run:
 
     def __init__(self, args: Any, algo: str):
         """Raises InputError for a flag out of its range and for a run that cannot be resumed."""
-        self.args, self.algo = resume_args(args), algo
-        check_args(self.args)
+        self.algo = algo
+        self.args, self._saved, self._lock = open_earlier(args, algo)
         self.device = choose_device(self.args.cuda)
         check_run(self.args, self.device)
-        file = Path(self.args.resume, "checkpoint.pt")
-        self._saved = load_checkpoint(file, flag="--resume") if self.args.resume else None
         self.rank, self.processes = join_processes(self.device)
         self.env_seed = self.args.seed + self.rank * PROCESS_SEED
         seed_everything(self.args.seed)
@@ -81,6 +82,7 @@ class Run:
         self.recent: deque = deque(maxlen=RECENT_EPISODES)
         self._interrupt, self._stopped, self._folder, self._carry = Interrupt(), False, None, None
         self._previous_step, self._last_save = 0, time.monotonic()
+        self._saved_step = self._saved and self._saved["step"]  # None before the first checkpoint
 
     def __enter__(self) -> "Run":
         self._interrupt.__enter__()
@@ -88,17 +90,19 @@ class Run:
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
         self._interrupt.__exit__()
-        try:
+        # An OSError is that of a disk that is full or gone, in whatever is written; what is said of it stands there.
+        with in_one_sentence(self), ExitStack() as closing:
+            closing.callback(leave_processes)
+            if self._folder or self._lock:
+                closing.callback(self._folder.close if self._folder else self._lock.release)
             if isinstance(error, RunError):
                 error.args = (f"{error} ({self.step:,} steps were made before.)",)
                 # A table's run goes on bit for bit or not at all, and of several processes the others know nothing of
                 # the error and would not save with this one: there the last checkpoint stays.
                 if self._carry is not None and not self._envs.exact_resume and self.processes == 1:
                     self._save(self._carry)
-        finally:
-            if self._folder:
-                self._folder.close()
-            leave_processes()
+            elif isinstance(error, OSError | KeyboardInterrupt):
+                raise error
 
     # ------------------------------------------------------------------------------------ start
 
@@ -119,7 +123,10 @@ class Run:
             carry = self._put_back(carry)
         if self.rank == 0:
             log_sizes = self._saved and self._saved["log_sizes"]
-            self._folder = RunFolder(self.args.resume or self.args.run_dir, self.args, self.algo, log_sizes)
+            path = self.args.resume or self.args.run_dir
+            self._folder = RunFolder(path, self.args, self.algo, log_sizes, self._lock)
+            if self._folder.videos.is_dir():
+                remove_leftovers(self._folder.videos)
             self._progress = Progress(self.args.total_timesteps, start_step=self.step)
         if self._saved and not envs.exact_resume:
             self.note(f"{self.args.env_id}: its state cannot be saved, so all episodes restart.")
@@ -130,20 +137,9 @@ class Run:
 
     def _put_back(self, carry: Any) -> Any:
         saved = self._saved
-        if len(saved["processes"]) != self.processes:
-            raise InputError(
-                f"--resume {self.args.resume}: the run was trained by {len(saved['processes'])} processes and must "
-                f"go on with as many, not {self.processes}."
-            )
-        for name, part in self._parts.items():
-            part.load_state_dict(saved[name])
+        carry = put_back(saved, self.rank, self.processes, self.args, self._parts, self._envs, carry)
         self.step, self.seconds, self.milestones = saved["step"], saved["seconds"], saved["milestones"]
         self.recent.extend(saved["recent"])
-        mine = saved["processes"][self.rank]
-        self._envs.load_state_dict(mine["envs"])
-        exact = self._envs.exact_resume
-        carry = unpack(mine["carry"], carry) if exact else carry._replace(obs=self._envs.reset())
-        set_random_state(mine["random"])
         return carry
 
     @property
@@ -235,7 +231,7 @@ class Run:
                 "log_sizes": self._folder.log_sizes(),
             }
             save_checkpoint(self._folder.checkpoint_file, payload)
-        self._last_save = time.monotonic()
+        self._last_save, self._saved_step = time.monotonic(), self.step
 
     def _episode_metrics(self) -> dict[str, float]:
         """Means over the episodes that ended last; empty before the first has ended."""
@@ -250,6 +246,7 @@ class Run:
     def finish(self, policy: Any, carry: Any) -> dict[str, Any]:
         """Save, evaluate and tell -> the summary that is also written to the run's folder."""
         self._save(carry)
+        self._interrupt.at_once = True  # nothing more is learned
         summary = {
             "algo": self.algo,
             "env_id": self.args.env_id,

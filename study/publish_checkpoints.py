@@ -46,6 +46,8 @@ def main(options: Options) -> None:
         if not (file.parent / "summary.json").exists():
             raise InputError(f"{file.parent}: has not finished; finish it before publishing.")
         checkpoint = load_checkpoint(file, flag="SOURCE")
+        if missing := [key for key in KEPT if key not in checkpoint]:
+            raise InputError(f"SOURCE {file}: lacks {missing[0]}; publish checkpoints of finished runs.")
         # Where the run lay says nothing to others.
         arguments = checkpoint["args"] | {"run_dir": "", "resume": ""}
         name = file.parent.name.removesuffix(ending)

@@ -8,6 +8,7 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
+from harness.checkpoint import check_form
 from harness.input_error import InputError, RunError
 from tasks import minigrid_memory
 from tasks.observations import ObservationTable
@@ -131,8 +132,11 @@ class GymnasiumEnvs:
         return {"seed": self._seed, "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave; call `reset` next."""
-        self._seed, self._steps = state["seed"], state["steps"]
+        """Restores what `state_dict` gave; call `reset` next. Raises ValueError for a state that cannot be one."""
+        check_form(state, self.state_dict(), "envs")
+        if state["seed"] != self._seed or state["steps"] < 0:
+            raise ValueError(f"its seed must be {self._seed} and its steps 0 or more")
+        self._steps = state["steps"]
         # Seeding with the first seed again would replay the episodes of the beginning.
         drawn = np.random.SeedSequence([self._seed, self._steps]).generate_state(1)[0]
         self._reset_seed = int(drawn) % (LARGEST_SEED - self.num_envs)

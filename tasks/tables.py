@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from harness.checkpoint import check_form, check_range
 from tasks.observations import Frames, ObservationTable
 from tasks.step import Step
 
@@ -120,7 +121,16 @@ class TableEnvs:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken, for the same environment and N, on any device."""
+        """Goes on where `state_dict` was taken, for the same environment and N, on any device.
+
+        Raises ValueError for a state that cannot be one.
+        """
+        check_form(state, self.state_dict(), "envs")
+        for name in ("state", "starts"):
+            check_range(state[name], 0, self._first_failure - 1, name)
+        check_range(state["clock"], 0, self.max_episode_steps - 1, "clock")
+        if not 0 <= state["starts_used"] <= len(self._starts):
+            raise ValueError(f"starts_used must be from 0 to {len(self._starts)}")
         self._state.copy_(state["state"])
         self._clock.copy_(state["clock"])
         self._starts.copy_(state["starts"])

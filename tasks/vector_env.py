@@ -38,8 +38,6 @@ class MazeVectorEnv(VectorEnv):
         self.num_envs = num_envs
         task = TaskArgs(env_id, "{}", "table", obs_mode, agent_view_size, max_episode_steps)
         check_args(task)
-        if obs_mode not in ("rgb", "symbolic"):
-            raise InputError(f"--obs-mode {obs_mode}: allowed are rgb and symbolic.")
         if num_envs < 1:
             raise InputError(f"--num-envs {num_envs}: must be at least 1.")
         self._envs = make_envs(task, num_envs, seed=int(self.np_random.integers(2**31)))

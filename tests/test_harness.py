@@ -275,6 +275,7 @@ def test_resume_refuses_another_scripts_run(tmp_path):
 
 def test_a_new_run_makes_its_folder_and_tells_how_it_was_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.orig_argv", ["/usr/bin/python3", "ppo_palmer.py", "--seed", "1"])
     runs = [RunFolder("", Args(env_id="ALE/Pong-v5"), "palmer") for _ in range(2)]
     for run in runs:
         run.close()
@@ -287,7 +288,7 @@ def test_a_new_run_makes_its_folder_and_tells_how_it_was_made(tmp_path, monkeypa
     assert config["versions"]["torch"] == torch.__version__
     assert {"python", "gymnasium", "minigrid", "numpy", "commit"} <= config["versions"].keys()
     assert config["threads"] == torch.get_num_threads()
-    assert "pytest" in config["command"] and config["command"].split()[0] == "python"
+    assert config["command"] == "python ppo_palmer.py --seed 1"
 
 
 @pytest.fixture
@@ -354,7 +355,7 @@ def test_unwritable_run_dir_is_refused(tmp_path):
 
 
 def test_a_folder_that_holds_a_run_is_refused(tmp_path):
-    RunFolder(tmp_path / "run", Args(), "palmer").close()
+    stored_run(tmp_path / "run")
     with pytest.raises(InputError, match="--run-dir .*--resume"):
         RunFolder(tmp_path / "run", Args(), "palmer")
 
@@ -878,7 +879,7 @@ def test_more_processes_than_gpus_are_refused(two_gpus, monkeypatch):
 # ---------------------------------------------------------------- stopping
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_first_signal_asks_and_second_stops(signal_number):
     before = signal.getsignal(signal_number)
     with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
@@ -1059,7 +1060,7 @@ def test_a_save_that_fails_does_not_keep_the_rest_from_being_cleaned_up(process_
         raise OSError("No space left on device")
 
     before = handlers()
-    with pytest.raises(OSError, match="No space left"), Run(run_flags(tmp_path), "palmer") as run:
+    with pytest.raises(RunError, match="No space left"), Run(run_flags(tmp_path), "palmer") as run:
         run.restore(FIRST, Envs(exact_resume=False))
         run.save_when_due(FIRST)
         monkeypatch.setattr(harness.run, "save_checkpoint", disk_full)

@@ -22,6 +22,7 @@ import ppo_lstm
 import ppo_palmer
 import ppo_trxl
 from harness import run
+from harness.checkpoint import save_checkpoint
 from harness.flags import Range, metadata, run_script
 from harness.input_error import InputError
 from harness.run import PROCESS_SEED, RunArgs
@@ -374,8 +375,8 @@ def test_evaluate_refuses_what_does_not_fit(trained, tmp_path):
     good = Path(trained)
     payload = torch.load(good, weights_only=True)
     other_algo, other_shape, damaged = (tmp_path / name for name in ("algo.pt", "shape.pt", "damaged.pt"))
-    torch.save(payload | {"algo": "dqn"}, other_algo)
-    torch.save(payload | {"args": payload["args"] | {"width": 32}}, other_shape)
+    save_checkpoint(other_algo, payload | {"algo": "dqn"})
+    save_checkpoint(other_shape, payload | {"args": payload["args"] | {"width": 32}})
     damaged.write_bytes(good.read_bytes()[:1000])
     for flags, sentence in (
         ({"checkpoint": str(tmp_path / "none.pt")}, "--checkpoint .*none.pt"),
