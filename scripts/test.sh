@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Check the style and run the tests; arguments go to pytest: bash scripts/test.sh -k checkpoint
+# Check the style and run the tests, JOBS at a time; arguments go to pytest: JOBS=1 bash scripts/test.sh -k checkpoint
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup_env.sh
@@ -9,4 +9,4 @@ setup_env requirements-dev.txt
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 "$PYTHON" -m ruff check
 "$PYTHON" -m ruff format --check
-exec "$PYTHON" -m pytest -q "$@"
+exec "$PYTHON" -m pytest -q -n "${JOBS:-2}" --dist worksteal "$@"

@@ -341,11 +341,11 @@ def test_test_script_installs_the_tools_and_checks_style_then_tests(repository, 
         "pip requirements-dev.txt",
         "ran -m ruff check",
         "ran -m ruff format --check",
-        "ran -m pytest -q -k gate",
+        "ran -m pytest -q -n 2 --dist worksteal -k gate",
     ]
 
 
 def test_ci_runs_the_tests(repository, fake_python):
     shutil.copytree(ROOT / ".ci", repository / ".ci")
     subprocess.run([str(repository / ".ci" / "run")], env={**os.environ, **fake_python}, cwd="/", check=True)
-    assert notes(repository)[-1] == "ran -m pytest -q"
+    assert notes(repository)[-1] == "ran -m pytest -q -n 2 --dist worksteal"
