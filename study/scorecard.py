@@ -83,10 +83,12 @@ TASKS = {
         0.5,
         1.0,
         "a Transformer DQN in 2M",
-        "--env-kwargs '{\"length\": 100}'",
+        "--env-kwargs '{\"length\": 100}' --last-action --last-reward",
         "--memory-length 128",
     ),
-    "tmaze_active_50": Task("palmer/TMazeActive-v0", 1_000_000, 0.5, 1.0, "a Transformer DQN in 2M"),
+    "tmaze_active_50": Task(
+        "palmer/TMazeActive-v0", 1_000_000, 0.5, 1.0, "a Transformer DQN in 2M", "--last-action --last-reward"
+    ),
     "parity_25": Task("palmer/Parity-v0", 1_000_000, 0.5, 1.0, "LSTM solves, Transformers do not extend"),
     "recall_xor_parity": Task("palmer/RecallXorParity-v0", 2_000_000, 0.5, 1.0, "none"),
 }

@@ -13,10 +13,10 @@ Every episode has the steps that the best policy needs: `length` + 1, and 2 more
 the arm with the goal, else 0; each of the others -1 / `length` to an agent that is further left than the best policy
 by then, else 0. Best return: 1; without memory: 0.5; for standing still: -1.
 
-Ni et al., "When Do Transformers Shine in RL?", 2023, https://arxiv.org/abs/2307.03864, and their code
-https://github.com/twni2016/Memory-RL, whose lengths, rewards and observations these are; written anew.
+Ni et al. 2023, https://arxiv.org/abs/2307.03864, and their code https://github.com/twni2016/Memory-RL, whose lengths,
+rewards and observations these are; written anew. They add last action and reward, which tell who is late.
 
-    python ppo_palmer.py --env-id palmer/TMazePassive-v0 --env-kwargs '{"length": 100}'
+    python ppo_palmer.py --env-id palmer/TMazePassive-v0 --env-kwargs '{"length": 100}' --last-action --last-reward
 """
 
 import gymnasium

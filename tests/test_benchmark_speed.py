@@ -314,13 +314,14 @@ def test_wrong_seconds_are_refused(tmp_path):
 
 
 CARTPOLE = {"env_id": "palmer/CartPoleNoVelocity-v0", "num_envs": 4, "num_steps": 8, "width": 8}
+WIDER = CARTPOLE | {"num_envs": 64, "num_steps": 32}  # few rollouts are enough to see that nothing repeats
 
 
 def test_tasks_are_measured_beside_recurrent_ppo(in_this_process, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(benchmark_speed.importlib.util, "find_spec", lambda package: package)
-    monkeypatch.setattr(benchmark_speed, "TASKS", {"CartPole": CARTPOLE, "S17Random": CARTPOLE})
+    monkeypatch.setattr(benchmark_speed, "TASKS", {"CartPole": WIDER, "S17Random": WIDER})
     phases = dict.fromkeys(benchmark_speed.PHASES, 0.5)
-    args = ppo_lstm.Args(**CARTPOLE)
+    args = ppo_lstm.Args(**WIDER)
 
     def theirs(flags, shared_lstm, seconds):
         return {"algo": f"theirs {shared_lstm}", "flags": flags, **benchmark_speed.speed_of([phases], args)}
@@ -330,8 +331,8 @@ def test_tasks_are_measured_beside_recurrent_ppo(in_this_process, monkeypatch, t
     rows = json.loads((tmp_path / "tasks.json").read_text())["agents"]
     ours, beside = ["palmer", "lstm"], ["theirs False", "theirs True"]
     assert [row["algo"] for row in rows] == [*ours, *beside, *ours], "a table has nothing beside it"
-    # 32 steps in six phases of half a second each, of which the environment is one.
-    assert rows[2]["steps_per_second"] == 32 / 3 and rows[2]["learner_steps_per_second"] == 32 / 2.5
+    # In six phases of half a second each, of which the environment is one.
+    assert rows[2]["steps_per_second"] == 2048 / 3 and rows[2]["learner_steps_per_second"] == 2048 / 2.5
     assert "CartPole: PPO-LSTM" in capsys.readouterr().out
     for row in rows[:2]:
         learner = 1e6 / row["steps_per_second"] - row["microseconds_per_step"]["environment"]
