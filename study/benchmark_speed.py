@@ -30,6 +30,7 @@ import dataclasses
 import gc
 import importlib
 import importlib.util
+import math
 import os
 import platform
 import resource
@@ -257,7 +258,7 @@ def measure_recurrent_ppo(flags: dict[str, Any], shared_lstm: bool, seconds: flo
 def fill_memory(agent: Agent) -> Any:
     """Play until the memory is as full as it gets -> what the next rollout starts from."""
     carry = agent.script.first_carry(agent.policy, agent.envs, agent.aids)
-    fill = min(getattr(agent.args, "memory_length", 1), agent.envs.max_episode_steps)
+    fill = min(getattr(agent.args, "memory_length", 1), agent.envs.max_episode_steps or math.inf)
     # Longer rollouts than the measured ones could take more memory than those.
     steps = min(fill, agent.args.num_steps)
     for _ in range(0, fill, steps):

@@ -342,6 +342,7 @@ def test_tasks_are_measured_beside_recurrent_ppo(in_this_process, monkeypatch, t
 def test_observations_are_known_not_to_repeat_before_anything_is_timed():
     agent = benchmark_speed.make_agent(Configuration("lstm", "default", CARTPOLE))
     agent.envs.observations.capacity = 100
+    agent.envs.max_episode_steps = None  # where it is not known, as in POPGym
     benchmark_speed.fill_memory(agent)
     assert not agent.envs.observations.distinct
 
