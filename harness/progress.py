@@ -115,9 +115,10 @@ class Interrupt:
         if threading.current_thread() is threading.main_thread():
             for name in ("SIGINT", "SIGTERM", "SIGHUP"):
                 number = getattr(signal, name, None)  # Windows knows no SIGHUP
-                # What is ignored stays so: nohup wants a run to outlive its terminal.
-                if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-                    self._previous[number] = signal.signal(number, self._handle)
+                if number is None or (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
+                    continue  # ignored by nohup, which wants a run to outlive its terminal
+                # Ctrl-C too where a shell has it ignored, as for what it runs in the background.
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -149,14 +149,13 @@ def test_when_one_process_dies_all_end(tmp_path):
     launcher = subprocess.Popen(
         torchrun(*flags), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
     while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
-        assert launcher.poll() is None and time.monotonic() < deadline
+        assert launcher.poll() is None
         time.sleep(0.1)
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     workers = [int(pid) for pid in children if b"ppo_palmer.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(workers) == 2
     os.kill(workers[-1], signal.SIGKILL)
-    launcher.communicate(timeout=60)
+    launcher.communicate()
     assert launcher.returncode != 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)

@@ -116,7 +116,7 @@ def test_sweep_runs_jobs_at_once(repository):
         wait = f"""
 import pathlib, time
 pathlib.Path("started_{algo}").touch()
-deadline = time.monotonic() + 10
+deadline = time.monotonic() + 300  # far beyond what any load makes of it
 while len(list(pathlib.Path(".").glob("started_*"))) < 2:
     assert time.monotonic() < deadline
     time.sleep(0.01)
@@ -300,9 +300,8 @@ def test_an_interrupted_install_is_repaired_at_the_next_call(repository, fake_py
     command = ["bash", str(repository / "scripts" / "train.sh")]
     environment = {**os.environ, **fake_python, "HANGS": killed_in}
     process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 10
     while not (repository / "notes.hanging").exists():
-        assert time.monotonic() < deadline
+        assert process.poll() is None
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
