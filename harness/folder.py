@@ -164,20 +164,28 @@ def create_folder(path: str | Path, args: Any, algo: str) -> tuple[Path, FolderL
         raise InputError(cannot_write(Path(path or "runs"), error)) from error
     try:
         if (folder / "config.json").exists():
-            read_config(folder)
-            if any((folder / name).exists() for name in ("checkpoint.pt", "summary.json")):
-                raise InputError(f"it can be continued with --resume {folder}")
+            if not was_killed_early(folder):
+                raise InputError(
+                    f"--run-dir {folder}: already holds a run; continue it with --resume {folder} or name another."
+                )
             for file in log_files(folder):
                 file.unlink(missing_ok=True)
-    except InputError as error:
+    except InputError:
         lock.release()
-        raise InputError(
-            f"--run-dir {folder}: already holds a run; continue it with --resume {folder} or name another."
-        ) from error
+        raise
     except OSError as error:
         lock.release()
         raise InputError(cannot_write(folder, error)) from error
     return folder, lock
+
+
+def was_killed_early(folder: Path) -> bool:
+    """Before its first checkpoint; a config.json that cannot be read may be anyone's."""
+    try:
+        read_config(folder)
+    except InputError:
+        return False
+    return not any((folder / name).exists() for name in ("checkpoint.pt", "summary.json"))
 
 
 def new_folder(args: Any, algo: str) -> Path:

@@ -211,17 +211,18 @@ def measure_agent(
     rates_after = matrix_flops_per_second()
     matrix_rate = statistics.median(rates_before + rates_after)
     lengths = torch.cat(finished)[:, 1]
+    speed = speed_of(iterations, args)
     row = {
         **configuration._asdict(),
         "num_envs": args.num_envs,
         "num_steps": args.num_steps,
         "parameters": sum(p.numel() for p in agent.optimizer.param_groups[0]["params"]),
         "iterations": len(iterations),
-        **speed_of(iterations, args),
+        **speed,
         "flops_per_step": flops,
         "minibatch_ms_by_kind": by_kind,
         "matrix_flops_per_second": matrix_rate,
-        "utilisation": sum(flops.values()) * speed_of(iterations, args)["steps_per_second"] / matrix_rate,
+        "utilisation": sum(flops.values()) * speed["steps_per_second"] / matrix_rate,
         "peak_memory_mb": peak / 1e6,
         "memory_before_mb": memory_before / 1e6,
         "gpu_memory_mb": gpu_peak,

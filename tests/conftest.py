@@ -1,6 +1,21 @@
-"""A shell ignores Ctrl-C for what it runs in the background, and so would all processes that tests start there."""
+"""What tests share that run whole programs.
+
+A shell ignores Ctrl-C for what it runs in the background, and so would all processes that tests start there.
+"""
 
 import signal
 
+import pytest
+import torch
+
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """The same numbers on every machine, whatever its number of cores; and threads survive no fork."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

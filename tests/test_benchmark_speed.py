@@ -39,13 +39,12 @@ def tiny(algo: str, **flags) -> Configuration:
     return Configuration(algo, "default", {name: v for name, v in (TINY | flags).items() if name in known})
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # for the processes started
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def one_thread_in_processes_started(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture

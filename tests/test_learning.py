@@ -1,18 +1,10 @@
 """A short real run: PALMER learns to remember, and what it learns is memory."""
 
 import pytest
-import torch
 
 import ppo_palmer
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The same run on every machine, whatever its number of cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def held_out_success(tmp_path, **flags) -> float:

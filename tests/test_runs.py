@@ -55,13 +55,7 @@ SCALARS = {
 GATES = {f"gates/{name}" for name in ("agf_value", "min_gate_value", "max_gate_value", "std_gate_value")}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As in all processes started here: numbers are the same with as many threads, and threads survive no fork."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny_args(script, run_dir, **flags):

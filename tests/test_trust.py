@@ -42,12 +42,7 @@ from tasks import make_envs
 TINY = torture.TINY | {"total_timesteps": 64, "eval_every": 0, "checkpoint_every": 60.0}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny(script, folder, **changed):
