@@ -245,6 +245,17 @@ def table_of(*frames, distinct=True):
     return table
 
 
+def test_set_recall_asks_for_no_code_that_is_not_in_use():
+    args, envs, policy, aids, _, carry = set_up(ppo_lstm, "CartPole-v1")
+    batch, carry = ppo_lstm.rollout(args, policy, envs, carry)
+    batch, _ = aids.first_visits(batch, carry, 1.0)
+    output, _ = policy.act(batch.features[batch.obs], batch.state, batch.episode_start)
+    aids.losses(policy, output.memory, batch)["recall_loss"][0].backward()
+    asked = aids.heads["seen"].weight.grad.abs().sum(1) > 0
+    assert 0 < aids.codes.count < aids.codes.capacity
+    assert asked.tolist() == [True] * aids.codes.count + [False] * (aids.codes.capacity - aids.codes.count)
+
+
 def test_on_a_table_codes_are_the_numbers():
     envs = make_envs(ppo_palmer.Args(env_id="MiniGrid-MemoryS13-v0"), 2)
     code_of, restarted = Codes(envs.observations).learn()

@@ -450,3 +450,15 @@ def test_gate_metrics_are_the_gates_own(algo):
         f"gates/{name}" for name in ("agf_value", *(f"{n}_gate_value" for n in ("min", "max", "std")))
     ]
     assert list(metrics.values()) == pytest.approx([float(value) for value in expected], abs=1e-5)
+
+
+def test_pictures_are_encoded_a_part_at_a_time_and_come_out_as_one_by_one():
+    torch.manual_seed(0)
+    encoder = ObservationEncoder(spaces.Tuple((spaces.Box(0, 255, (40, 40, 3), np.uint8),)), 16, "patch", None)
+    together = []
+    encoder.parts[0].net.register_forward_pre_hook(lambda _, inputs: together.append(len(inputs[0])))
+    pictures = torch.randint(0, 256, (2 * palmer_policy.PICTURES_AT_ONCE + 3, 40, 40, 3), dtype=torch.uint8)
+    encoded = encoder((pictures,))
+    assert together == [palmer_policy.PICTURES_AT_ONCE, palmer_policy.PICTURES_AT_ONCE, 3]
+    alone = torch.cat([encoder((picture[None],)) for picture in pictures])
+    torch.testing.assert_close(encoded, alone)
