@@ -1,6 +1,9 @@
 """N environments of one task, as tables or from the Gymnasium package, which look the same from outside."""
 
 import functools
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -76,8 +79,8 @@ class GymnasiumEnvs:
         self._reset_seed: int | None = seed
 
     def reset(self) -> Tensor:
-        """Starts a new episode in every environment; observation numbers (N,) int64."""
-        batch, _ = self._envs.reset(seed=self._reset_seed)
+        """Starts a new episode in every environment; observation numbers (N,) int64. Raises RunError as `step`."""
+        batch, _ = self._attempt("reset", lambda: self._envs.reset(seed=self._reset_seed))
         self._reset_seed = None
         for part in batch:
             self._check_finite("first observation", part)
@@ -89,10 +92,8 @@ class GymnasiumEnvs:
         Raises RunError for whatever the environment raises, and for a reward or an observation that is not finite.
         """
         self._steps += 1
-        try:
-            batch, reward, terminated, truncated, infos = self._envs.step(action.cpu().numpy())
-        except Exception as error:  # whatever an environment of one's own does
-            raise RunError(f"--env-id {self._task.env_id}: its step fails with {first_line(error)}.") from error
+        made = self._attempt("step", lambda: self._envs.step(action.cpu().numpy()))
+        batch, reward, terminated, truncated, infos = made
         reward = reward.astype(np.float32)
         self._check_finite("reward", reward)
         for part in batch:
@@ -116,6 +117,23 @@ class GymnasiumEnvs:
             final_obs=final_obs,
             success=torch.from_numpy(success).to(self._device),
         )
+
+    def _attempt(self, what: str, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Exception as error:  # whatever an environment of one's own does
+            failed = f"--env-id {self._task.env_id}: its {what} fails"
+            if self._task.async_envs and isinstance(error, (EOFError, ConnectionError)):
+                # Of a process that was killed only the broken pipe tells.
+                ended = wait([process.sentinel for process in self._envs.processes], timeout=10)
+                for process in self._envs.processes:
+                    process.join(10 if process.sentinel in ended else 0)  # its exit code comes a moment after
+                codes = [process.exitcode for process in self._envs.processes if process.exitcode]
+                if codes:
+                    with warnings.catch_warnings(action="ignore"):  # that a step was still awaited
+                        self._envs.close(terminate=True)
+                    raise RunError(f"{failed}, as its process ended with exit code {codes[0]}.") from None
+            raise RunError(f"{failed} with {first_line(error)}.") from error
 
     def _check_finite(self, what: str, values: np.ndarray) -> None:
         """values (N, ...). Nothing that is not finite may reach the network."""
