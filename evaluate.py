@@ -10,6 +10,7 @@ exactly once: counting "the first n that end" would favour short ones.
 `play` is the one loop that plays: it yields moments, which evaluation counts, a film draws and the study measures.
 """
 
+import harness.starting  # noqa: F401  # isort: skip  # first: Ctrl-C may come while the others are imported
 import importlib
 import json
 import math

@@ -15,6 +15,7 @@ policy that acted; `main` repeats.
 Shape letters: T steps, N environments of a rollout, B of a minibatch, P steps before a rollout, D width, C codes.
 """
 
+import harness.starting  # noqa: F401  # isort: skip  # first: Ctrl-C may come while the others are imported
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import io
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ import tyro
 
 from harness.folder import read_config
 from harness.input_error import InputError, RunError, flag_of, shortened
+from harness.starting import end_at_once
 from harness.trust import only_if_repeated
 
 A = TypeVar("A")  # a script's dataclass of flags
@@ -77,6 +79,8 @@ def run_script(
 ) -> None:
     """Parse the command line and call `main(args)`; wrong input, a RunError or Ctrl-C ends it in one sentence."""
     try:
+        if signal.getsignal(signal.SIGINT) is end_at_once:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         main(parse_args(Args, presets, description))
     except KeyboardInterrupt as error:
         print(f"\nstopped{f': {error}' if str(error) else '.'}", file=sys.stderr)

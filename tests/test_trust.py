@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import small_envs  # noqa: F401  registers what the tests play
 import torch
+from stand_ins import ROOT
 
 import evaluate
 import harness.archive
@@ -531,6 +532,18 @@ def test_ctrl_c_in_the_final_evaluation_keeps_what_was_trained(tmp_path, monkeyp
     code, text = ended(ppo_lstm, tiny(ppo_lstm, tmp_path / "run"), monkeypatch, capsys)
     assert code == 130 and "the checkpoint of 64 steps is kept" in text and len(text.strip().splitlines()) == 1
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 64
+
+
+@pytest.mark.parametrize("script", ["ppo_palmer.py", "ppo_lstm.py", "ppo_trxl.py", "evaluate.py"])
+def test_ctrl_c_while_pytorch_is_imported_is_one_sentence(tmp_path, script):
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "\nstopped while starting.\n")
+    # Where another program imports a script, Ctrl-C is that program's.
+    python = [sys.executable, "-c", f"import {script[:-3]}"]
+    imported = subprocess.run(python, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert imported.returncode == -signal.SIGINT and "KeyboardInterrupt" in imported.stderr
 
 
 def test_ctrl_c_while_starting_and_twice(tmp_path, monkeypatch, capsys):
