@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from harness.checkpoint import finite_or_none, write_json
 from harness.input_error import InputError
 from harness.lock import FolderLock, lock_folder
+from harness.tensorboard import add_film, open_tensorboard
 from harness.trust import repeated_flags
 
 LARGEST_CONFIG = 10**7  # bytes of a config.json
@@ -91,7 +91,7 @@ class RunFolder:
                 self._metrics = open(self.path / "metrics.jsonl", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
                 wait_for_later_name(self.path)
                 threading.excepthook = hide_thread_errors
-                self._tensorboard = SummaryWriter(str(self.path), flush_secs=10)
+                self._tensorboard = open_tensorboard(self.path, args, algo)
             except OSError as error:
                 raise InputError(cannot_write(self.path, error, flag)) from error
             self._started = time.monotonic()
@@ -112,8 +112,9 @@ class RunFolder:
         if self._wandb_run is not None:
             self._wandb_run.log(present, step=step)
 
-    def log_video(self, step: int, file: str | Path) -> None:
-        """Show a video file of this run on wandb, when tracking."""
+    def log_video(self, step: int, file: Path) -> None:
+        """Show a film of this run in TensorBoard and, when tracking, on wandb."""
+        add_film(self._tensorboard, step, file)
         if self._wandb_run is not None:
             self._wandb_run.log({"video": self._wandb.Video(str(file), format="mp4")}, step=step)
 

@@ -19,11 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
+import imageio.v2 as imageio
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 
 import harness.folder
@@ -542,6 +546,11 @@ def test_wandb_that_does_not_start_is_refused_and_leaves_the_folder_free(tmp_pat
     RunFolder(tmp_path / "run", Args(), "palmer").close()
 
 
+def small_film(file):
+    imageio.mimsave(file, [np.full((64, 96, 3), shade, np.uint8) for shade in (0, 120, 250)], fps=5)
+    return file
+
+
 def test_wandb_gets_metrics_and_videos_and_a_resume_continues_its_run(tmp_path, monkeypatch):
     wandb = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
@@ -549,7 +558,7 @@ def test_wandb_gets_metrics_and_videos_and_a_resume_continues_its_run(tmp_path, 
     args = Args(track=True)
     run = RunFolder(tmp_path / "run", args, "palmer")
     run.log(7, {"a": 1.0, "b": math.nan})
-    run.log_video(7, tmp_path / "video.mp4")
+    run.log_video(7, small_film(tmp_path / "video.mp4"))
     sizes = run.log_sizes()
     run.close()
     assert wandb.logged == [(7, {"a": 1.0}), (7, {"video": (str(tmp_path / "video.mp4"), "mp4")})]
@@ -565,8 +574,26 @@ def test_wandb_gets_metrics_and_videos_and_a_resume_continues_its_run(tmp_path, 
 def test_without_track_wandb_is_not_imported(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     run = RunFolder(tmp_path / "run", Args(), "palmer")
-    run.log_video(1, tmp_path / "video.mp4")
+    run.log_video(1, small_film(tmp_path / "video.mp4"))
     run.close()
+
+
+def test_tensorboard_gets_films_flags_and_charts(tmp_path):
+    run = RunFolder(tmp_path / "run", Args(seed=7), "palmer")
+    run.log_video(3, small_film(tmp_path / "video.mp4"))
+    run.close()
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    [film] = events.Images("evals/film")
+    gif = Image.open(io.BytesIO(film.encoded_image_string))
+    assert (film.step, gif.format, gif.size, gif.n_frames, gif.info["duration"]) == (3, "GIF", (48, 32), 3, 200)
+
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    flags = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert (flags["seed"].number_value, flags["agent"].string_value) == (7, "palmer")
+    assert "run_dir" not in flags and "env_id" in flags
+    charts = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    logged = {tag for group in charts.category for chart in group.chart for tag in chart.multiline.tag}
+    assert {"train/success_rate", "losses/age_loss"} <= logged
 
 
 # ---------------------------------------------------------------- checkpoints

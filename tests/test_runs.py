@@ -26,6 +26,7 @@ from harness.checkpoint import save_checkpoint
 from harness.flags import Range, metadata, run_script
 from harness.input_error import InputError
 from harness.run import PROCESS_SEED, RunArgs
+from harness.tensorboard import CHARTS, RESULTS
 from palmer_policy import TrXLPolicy
 from tasks import TaskArgs, make_envs
 
@@ -104,6 +105,8 @@ def test_a_run_writes_what_it_promises_and_is_evaluated_as_saved(script, tmp_pat
     assert f"evaluate.py --checkpoint {tmp_path / 'run' / 'checkpoint.pt'}" in out
     names = tensorboard(tmp_path / "run").keys()
     assert names >= (SCALARS | GATES if script is ppo_palmer else SCALARS)
+    charted = {tag for charts in CHARTS.values() for _, tags in charts.values() for tag in tags} | set(RESULTS)
+    assert names >= (charted if script is ppo_palmer else charted - GATES)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["algo"] == script.ALGO and config["args"]["env_id"] == TINY["env_id"]
     assert config["versions"]["minigrid"]

@@ -462,7 +462,7 @@ def test_a_folder_that_cannot_be_written_is_refused_at_the_start(copied, monkeyp
     def read_only(*args, **kwargs):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    for failing in ("os.truncate", "os.replace", "harness.folder.SummaryWriter"):
+    for failing in ("os.truncate", "os.replace", "harness.folder.open_tensorboard"):
         with monkeypatch.context() as patch:
             patch.setattr(failing, read_only)
             code, text = ended(ppo_lstm, ppo_lstm.Args(resume=str(folder)), monkeypatch, capsys)
