@@ -10,7 +10,10 @@
 # unfinished at the end, the exit code is 1. Settings and flags with which a run could not start are refused before
 # any does, with exit code 2. The table of all finished runs goes to runs/sweep/summary.csv.
 #
-# Environment variables: ALGOS, ENVS, SEEDS, JOBS, SWEEP_DIR, and PYTHON (see scripts/setup_env.sh).
+# With DRY=1 nothing is trained: it prints a command for each run, to be handed to a cluster's queue. Each can be
+# repeated like the sweep itself.
+#
+# Environment variables: DRY, ALGOS, ENVS, SEEDS, JOBS, SWEEP_DIR, and PYTHON (see scripts/setup_env.sh).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup_env.sh
@@ -21,8 +24,10 @@ ENVS=${ENVS-MiniGrid-MemoryS11-v0 MiniGrid-MemoryS13-v0 MiniGrid-MemoryS13Random
 SEEDS=${SEEDS-1 2 3 4 5}
 JOBS=${JOBS-1}
 SWEEP_DIR=${SWEEP_DIR:-runs/sweep}
+DRY=${DRY:-0}
 
 check_settings
+[[ $DRY == [01] ]] || refuse "DRY=$DRY: must be 0 or 1"
 if [[ ${1:--} != -* ]]; then
     refuse "$1: must be a flag of the training scripts"
 fi
@@ -38,14 +43,6 @@ for word in "$@"; do
 done
 setup_env requirements.txt
 "$PYTHON" -m scripts.check_sweep "$ALGOS" "$ENVS" "$@"
-if ! { mkdir -p "$SWEEP_DIR" && [[ -w $SWEEP_DIR ]]; } 2>/dev/null; then
-    refuse "SWEEP_DIR=$SWEEP_DIR: must be a folder that can be written"
-fi
-cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
-# More threads than cores slow all runs down.
-export OMP_NUM_THREADS=$((cores > JOBS ? cores / JOBS : 1))
-export PYTHON SWEEP_DIR
-
 list_runs() { # one line for each run: algo env seed
     local algo env seed
     for env in $ENVS; do
@@ -56,6 +53,23 @@ list_runs() { # one line for each run: algo env seed
         done
     done
 }
+
+if ((DRY)); then
+    while read -r algo env seed; do
+        printf "cd %q && ALGOS=%s ENVS=%s SEEDS=%s JOBS=%s SWEEP_DIR=%q bash scripts/sweep.sh" \
+            "$PWD" "$algo" "$env" "$seed" "$JOBS" "$SWEEP_DIR"
+        (($# == 0)) || printf " %q" "$@"
+        echo
+    done < <(list_runs)
+    exit
+fi
+if ! { mkdir -p "$SWEEP_DIR" && [[ -w $SWEEP_DIR ]]; } 2>/dev/null; then
+    refuse "SWEEP_DIR=$SWEEP_DIR: must be a folder that can be written"
+fi
+cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+# More threads than cores slow all runs down.
+export OMP_NUM_THREADS=$((cores > JOBS ? cores / JOBS : 1))
+export PYTHON SWEEP_DIR
 
 run_folder() { # algo env seed
     echo "$SWEEP_DIR/${1}__${2//\//_}__s$3"

@@ -10,6 +10,7 @@ import csv
 import json
 import math
 import os
+import platform
 import statistics
 import sys
 from itertools import groupby
@@ -131,7 +132,8 @@ def main() -> None:
     if not rows:  # what may lie there as summary.csv stays
         refuse(f"{folder}: holds no finished run (no */summary.json).")
     print_table(rows)
-    table, unfinished = folder / "summary.csv", folder / "summary.csv.tmp"
+    table = folder / "summary.csv"
+    unfinished = folder / f"summary.csv.{platform.node()}.{os.getpid()}.tmp"  # several runs may end at once
     try:
         with open(unfinished, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(COLUMNS), extrasaction="ignore")

@@ -125,6 +125,24 @@ while len(list(pathlib.Path(".").glob("started_*"))) < 2:
     assert sweep(repository, SEEDS="1", JOBS="2").returncode == 0
 
 
+def test_a_dry_sweep_prints_commands_that_do_it_run_by_run(repository):
+    settings = {"SWEEP_DIR": "runs/a b", "JOBS": "2", "ENVS": "Maze-v0 ALE/Pong-v5"}
+    dry = sweep(repository, "--env-kwargs", '{"a": 1}', DRY="1", **settings)
+    assert dry.returncode == 0 and not calls(repository) and not (repository / "runs").exists()
+    commands = dry.stdout.splitlines()
+    assert len(commands) == 8
+    environment = {**os.environ, "PYTHON": sys.executable, "STOPPING_SEED": "2"}
+    for command in commands:
+        subprocess.run(command, shell=True, cwd="/", env=environment, capture_output=True)
+    again = {**os.environ, "PYTHON": sys.executable}
+    ended = [subprocess.run(command, shell=True, cwd="/", env=again, capture_output=True) for command in commands]
+    assert not any(done.returncode for done in ended)
+    started = [json.loads(line)["flags"] for line in (repository / "calls.jsonl").read_text().splitlines()]
+    assert all(flags["--env-kwargs"] == '{"a": 1}' for flags in started)
+    assert sum("--resume" in flags for flags in started) == 4 and len(started) == 12
+    assert len(list((repository / "runs" / "a b").glob("*/summary.json"))) == 8
+
+
 def test_sweep_makes_the_table(repository):
     result = sweep(repository, SEEDS="1 2 3", ALGOS="palmer")
     table = list(csv.DictReader((repository / "runs/sweep/summary.csv").open()))
@@ -170,6 +188,7 @@ def test_table_takes_runs_without_an_evaluation(repository):
         ({"SEEDS": "1 -1"}, "", "SEEDS: -1: must be whole numbers from 0 to 99,999,999"),
         ({"SEEDS": "100000000"}, "", "SEEDS: 100000000: must be whole numbers from 0 to 99,999,999"),
         ({"SWEEP_DIR": "requirements.txt"}, "", "SWEEP_DIR=requirements.txt: must be a folder that can be written"),
+        ({"DRY": "yes"}, "", "DRY=yes: must be 0 or 1"),
         ({"PYTHON": "/none"}, "", "PYTHON=/none: must be a Python of version 3.11 or newer"),
         ({}, "fast", "fast: must be a flag of the training scripts"),
         ({}, "--seed=3", "--seed=3: must not be given, as each run gets its own; use ENVS, SEEDS and SWEEP_DIR"),

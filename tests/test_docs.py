@@ -1,0 +1,42 @@
+"""What the documents say of the programs is so."""
+
+import re
+
+import pytest
+import tyro
+from stand_ins import ROOT
+
+import evaluate
+import ppo_lstm
+import ppo_palmer
+import ppo_trxl
+from scripts import list_flags
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "REPORT.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_list_of_flags_is_that_of_the_programs():
+    assert list_flags.FILE.read_text(encoding="utf-8") == list_flags.document(), "python -m scripts.list_flags"
+
+
+@pytest.mark.parametrize("script", [ppo_palmer, ppo_lstm, ppo_trxl, evaluate])
+def test_the_list_of_flags_says_what_help_says(script, capsys):
+    with pytest.raises(SystemExit):
+        tyro.cli(script.Args, args=["--help"])
+    printed = re.sub(r"[\s│]", "", capsys.readouterr().out)
+    of_training, of_evaluation = list_flags.document().split("## `evaluate.py`")
+    rows = re.findall(r"^\| `(--.*)` \|.*\| (.*) \|$", of_evaluation if script is evaluate else of_training, re.M)
+    texts = {flag: text for flag, text in rows if flag[2:].replace("-", "_") in script.Args.__dataclass_fields__}
+    assert len(texts) == len(script.Args.__dataclass_fields__)
+    assert [flag for flag, text in texts.items() if re.sub(r"\s", "", text) not in printed] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
+def test_links_lead_somewhere(document):
+    links = re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8"))
+    assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_every_document_is_linked_from_the_readme():
+    readme = DOCUMENTS[0].read_text(encoding="utf-8")
+    assert all(f"]({document.relative_to(ROOT)})" in readme for document in DOCUMENTS[1:])
