@@ -8,10 +8,10 @@ itself. Every episode has a seed of its own, from a range that training never us
 exactly once: counting "the first n that end" would favour short ones.
 
 `play` is the one loop that plays: it yields moments, which evaluation counts, a film draws and the study measures.
+`load_agent` gives a trained agent to other programs. Nothing that trains is loaded here.
 """
 
 import harness.starting  # noqa: F401  # isort: skip  # first: Ctrl-C may come while the others are imported
-import importlib
 import json
 import math
 import sys
@@ -19,18 +19,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 import gymnasium as gym
 import numpy as np
 import torch
 import tyro
 
+from harness.agent import Agent, Batch, choose_actions
 from harness.checkpoint import check_form, load_checkpoint
-from harness.flags import Range, args_in_file, check_args, run_script
-from harness.input_error import InputError, RunError, shortened
+from harness.flags import Range, args_in_file, check_args, check_value, run_script
+from harness.input_error import InputError, shortened
 from harness.trust import must_be_repeated, only_if_repeated
-from palmer_policy import POLICIES, MemoryPolicy, MemoryState, PolicyOutput, make_policy
+from palmer_policy import POLICIES, MemoryPolicy, MemoryState, PolicyOutput, make_policy, setting_hints
 from replay.film import Film
 from tasks import TaskArgs, make_real_env
 from tasks.real import check_picture, episode_limit
@@ -162,14 +163,9 @@ def play(
     running = [Episode.start(env, slot, slot, seed) for slot, env in enumerate(envs)]
     state = policy.initial_state(len(running))
     while running:
-        parts = zip(*(episode.obs for episode in running), strict=True)
-        frames = tuple(torch.from_numpy(np.stack(part))[None].to(device) for part in parts)
-        start = torch.tensor([[episode.length == 0 for episode in running]], device=device)
-        output, state = policy(frames, state, start)
-        if not output.logits.isfinite().all():
-            raise RunError("the agent's outputs are not finite, so it cannot choose an action.")
-        distribution = policy.distribution(output.logits[0])
-        actions = (distribution.mode() if greedy else distribution.sample(generator)).cpu().numpy()
+        frames = tuple(np.stack(part) for part in zip(*(episode.obs for episode in running), strict=True))
+        start = np.array([episode.length == 0 for episode in running])
+        actions, output, state = choose_actions(policy, frames, state, start, generator, greedy)
 
         for i, episode in enumerate(running):
             yield episode.moment(output, state, i, actions[i])
@@ -255,6 +251,37 @@ def evaluate_policy(
     }
 
 
+def load_agent(
+    file: str | Path,
+    *,
+    batch: int | None = None,
+    seed: int = 1,
+    env_id: str | None = None,
+    env_kwargs: str | None = None,
+) -> Agent:
+    """A trained agent to act with, see `Agent`; on the CPU.
+
+        agent = load_agent("checkpoint.pt")
+        action = agent.act(observation)
+
+    Args:
+        file: a run's checkpoint.pt.
+        batch: None for one environment, N for N at once.
+        seed: of the actions' sampling, as evaluate.py's.
+        env_id, env_kwargs: environment to play, and its constructor's arguments as JSON; None: as in training. To be
+            given where it was trained with a module of its own or with such arguments: no file is trusted with these.
+
+    Raises InputError, a ValueError, in one sentence, as `load_policy` does, and for a batch or seed that cannot be.
+    """
+    try:
+        check_value("batch", batch, Batch)
+        check_value("seed", seed, get_type_hints(Args, include_extras=True)["seed"])
+    except InputError as error:
+        raise InputError(f"load_agent: {str(error).removeprefix('--')}") from error
+    policy, trained_on, _ = load_policy(file, env_id, env_kwargs)
+    return Agent(policy, task_to_play(policy, trained_on, env_id=env_id, env_kwargs=env_kwargs), batch, seed)
+
+
 def load_policy(
     file: str | Path, env_id: str | None = None, env_kwargs: str | None = None
 ) -> tuple[MemoryPolicy, TaskArgs, dict[str, Any]]:
@@ -279,9 +306,8 @@ def load_policy(
         raise InputError(f"{where}: lacks arguments of its training; evaluate it with the version that saved it.")
     if type(checkpoint.get("step")) is not int or checkpoint["step"] < 0:
         raise InputError(f"{where}: its step must be a number of steps; it is damaged.")
-    args = args_in_file(importlib.import_module(f"ppo_{algo}").Args, settings, where)
+    task = check_settings(algo, settings, where)
     only_if_repeated(settings, given, where)
-    task = TaskArgs(**{field.name: getattr(args, field.name) for field in fields(TaskArgs)})
     task = replace(task, **{name: given[name] for name in given if must_be_repeated(name, getattr(task, name))})
     env = make_real_env(task)
     env.close()
@@ -289,6 +315,20 @@ def load_policy(
     policy = make_policy(algo, settings, env.observation_space, env.action_space)
     policy.load_state_dict(checkpoint["policy"])
     return policy, task, checkpoint
+
+
+def check_settings(algo: str, settings: dict[str, Any], where: str) -> TaskArgs:
+    """The task that a file names -> it, once all settings that are read here are what flags may be.
+
+    Those that only training reads may be anything. Raises InputError that begins with `where`.
+    """
+    hints = setting_hints(algo) | {"seed": get_type_hints(Args, include_extras=True)["seed"]}
+    try:
+        for name in hints.keys() & settings.keys():
+            check_value(name, settings[name], hints[name])
+    except InputError as error:
+        raise InputError(f"{where}: holds {error}") from error
+    return args_in_file(TaskArgs, settings, where)
 
 
 def check_size(algo: str, settings: dict[str, Any], env: gym.Env, saved: Any, where: str) -> None:
@@ -317,9 +357,9 @@ def main(args: Args) -> dict[str, Any]:
 def evaluate(args: Args) -> tuple[dict[str, Any], str]:
     """The result, and the id of the environment that the agent was trained on."""
     policy, trained_on, checkpoint = load_policy(args.checkpoint, args.env_id, args.env_kwargs)
-    changed = {name: getattr(args, name) for name in ("env_id", "env_kwargs", "max_episode_steps")}
-    task = replace(trained_on, **{name: value for name, value in changed.items() if value is not None})
-    check_fit(policy, task, trained_on)
+    task = task_to_play(
+        policy, trained_on, env_id=args.env_id, env_kwargs=args.env_kwargs, max_episode_steps=args.max_episode_steps
+    )
     if args.memory_length is not None:
         set_memory_length(policy, checkpoint["algo"], args.memory_length)
     if args.video:
@@ -337,8 +377,12 @@ def evaluate(args: Args) -> tuple[dict[str, Any], str]:
     return result, checkpoint["args"]["env_id"]
 
 
-def check_fit(policy: MemoryPolicy, task: TaskArgs, trained_on: TaskArgs) -> None:
-    """Raises InputError unless the agent's network fits the spaces of the environment to be played."""
+def task_to_play(policy: MemoryPolicy, trained_on: TaskArgs, **changed: Any) -> TaskArgs:
+    """The task that the agent was trained on, with those of `changed` that are not None.
+
+    Raises InputError unless the agent's network fits the spaces of the environment to be played.
+    """
+    task = replace(trained_on, **{name: value for name, value in changed.items() if value is not None})
     env = make_real_env(task)
     env.close()
     both = env.observation_space, policy.observation_space
@@ -348,6 +392,7 @@ def check_fit(policy: MemoryPolicy, task: TaskArgs, trained_on: TaskArgs) -> Non
             f"--env-id {task.env_id}: its observations {both[0]} and actions {env.action_space} must be like those "
             f"of {trained_on.env_id}, on which the agent was trained: {both[1]} and {policy.action_space}."
         )
+    return task
 
 
 def set_memory_length(policy: MemoryPolicy, algo: str, memory_length: int) -> None:

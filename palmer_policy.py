@@ -19,7 +19,7 @@ import copy
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 import gymnasium as gym
 import torch
@@ -29,6 +29,7 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from harness.flags import Range
 from harness.input_error import InputError
 from harness.processes import gather
 from tasks.observations import BUCKETS, GRID_VALUES, Frames, is_grid, picture_scale
@@ -36,6 +37,10 @@ from tasks.observations import BUCKETS, GRID_VALUES, Frames, is_grid, picture_sc
 # Queries that attend at once: bounds the (queries x keys) attention matrix when segments are long.
 QUERY_BLOCK = 128
 PICTURES_AT_ONCE = 128  # that a CPU encodes
+
+# What the settings of an agent may be stands beside them here too, so that a file's can be checked where there is no
+# training script; a test compares.
+Width, Layers = Annotated[int, Range(1, 8192)], Annotated[int, Range(1, 64)]
 
 
 class KeyValueCache:
@@ -375,7 +380,9 @@ def episode_clock(clock: Tensor, episode_start: Tensor) -> tuple[Tensor, Tensor]
         clock = 2,  start  0 0 1 0 0 1     position  2  3  0  1  2  0     first  -2 -2  2  2  2  5
     """
     t = torch.arange(episode_start.shape[0], device=clock.device)[:, None]
-    first = torch.where(episode_start, t, -clock).cummax(0).values
+    first = torch.where(episode_start, t, -clock)
+    if len(t) > 1:  # a single step needs none, and ONNX has no such operation
+        first = first.cummax(0).values
     return t - first, first
 
 
@@ -656,10 +663,10 @@ class MemoryPolicy(nn.Module):
         observation_space: spaces.Tuple,
         action_space: gym.Space,
         *,
-        width: int,
-        cnn: str,
+        width: Width,
+        cnn: Literal["patch", "nature"],
         norm_obs: bool | None,
-        hidden: str,
+        hidden: Literal["gated", "relu"],
         forget: bool,
     ):
         super().__init__()
@@ -742,15 +749,15 @@ class PalmerPolicy(MemoryPolicy):
         observation_space: spaces.Tuple,
         action_space: gym.Space,
         *,
-        lstm_layers: int,
-        trxl_layers: int,
-        trxl_heads: int,
-        trxl_ff_mult: int,
-        memory_length: int,
-        positions: str,
-        gate_floor: float,
-        fixed_gate: float | None,
-        width: int,
+        lstm_layers: Layers,
+        trxl_layers: Layers,
+        trxl_heads: Annotated[int, Range(1, 512)],
+        trxl_ff_mult: Annotated[int, Range(1, 64)],
+        memory_length: Annotated[int, Range(1, 65_536)],
+        positions: Literal["rotary", "absolute"],
+        gate_floor: Annotated[float, Range(0, 1)],
+        fixed_gate: Annotated[float | None, Range(0, 1)],
+        width: Width,
         **shared: Any,
     ):
         super().__init__(observation_space, action_space, width=width, **shared)
@@ -778,8 +785,8 @@ class LSTMPolicy(MemoryPolicy):
         observation_space: spaces.Tuple,
         action_space: gym.Space,
         *,
-        lstm_layers: int,
-        width: int,
+        lstm_layers: Layers,
+        width: Width,
         **shared: Any,
     ):
         super().__init__(observation_space, action_space, width=width, **shared)
@@ -802,12 +809,12 @@ class TrXLPolicy(MemoryPolicy):
         observation_space: spaces.Tuple,
         action_space: gym.Space,
         *,
-        trxl_layers: int,
-        trxl_heads: int,
-        trxl_ff_mult: int,
-        memory_length: int,
-        positions: str,
-        width: int,
+        trxl_layers: Layers,
+        trxl_heads: Annotated[int, Range(1, 512)],
+        trxl_ff_mult: Annotated[int, Range(1, 64)],
+        memory_length: Annotated[int, Range(1, 65_536)],
+        positions: Literal["rotary", "absolute"],
+        width: Width,
         **shared: Any,
     ):
         super().__init__(observation_space, action_space, width=width, **shared)
@@ -836,7 +843,15 @@ def make_policy(
 
     Raises InputError for settings that cannot be, KeyError where one is missing.
     """
-    constructors = (POLICIES[algo], MemoryPolicy)
-    parameters = [p for cls in constructors for p in inspect.signature(cls).parameters.values()]
-    chosen = {p.name: settings[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
+    chosen = {name: settings[name] for name in setting_hints(algo)}
     return POLICIES[algo](observation_space, action_space, **chosen)
+
+
+def setting_hints(algo: str) -> dict[str, Any]:
+    """The settings of the agent `algo` -> what each may be, as beside a training script's flag."""
+    hints = {}
+    for constructor in (MemoryPolicy.__init__, POLICIES[algo].__init__):
+        of = get_type_hints(constructor, include_extras=True)
+        named = inspect.signature(constructor).parameters.values()
+        hints |= {p.name: of[p.name] for p in named if p.kind is p.KEYWORD_ONLY}
+    return hints

@@ -1,4 +1,4 @@
-"""Flags: read from the command line, checked against their ranges, and taken from the earlier run on --resume."""
+"""Flags: read from the command line or a file, and checked against their ranges."""
 
 import argparse
 import dataclasses
@@ -16,10 +16,8 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_o
 
 import tyro
 
-from harness.folder import read_config
 from harness.input_error import InputError, RunError, flag_of, shortened
 from harness.starting import end_at_once
-from harness.trust import only_if_repeated
 
 A = TypeVar("A")  # a script's dataclass of flags
 
@@ -207,15 +205,19 @@ def check_args(args: Any) -> None:
     """Check what needs no environment and no network: raises InputError for the first flag of another type than its
     own or out of its range.
     """
-    ranges = metadata(type(args), Range)
     for name, hint in get_type_hints(type(args), include_extras=True).items():
-        values = getattr(args, name)
-        several = get_origin(plain(hint)) is tuple and isinstance(values, tuple)
-        for value in values if several else (values,):
-            if not any(is_a(value, kind) for kind in kinds(hint)):
-                raise InputError(f"{flag_of(name)} {shortened(value)}: must be {allowed(hint)}.")
-            if name in ranges and value is not None and not ranges[name].holds(value):
-                raise InputError(f"{flag_of(name)} {shortened(value)}: must be {ranges[name]}.")
+        check_value(name, getattr(args, name), hint)
+
+
+def check_value(name: str, value: Any, hint: Any) -> None:
+    """Raises InputError unless the flag `name` may have this value. hint: its type, with what stands beside it."""
+    ranges = [data for data in getattr(hint, "__metadata__", ()) if isinstance(data, Range)]
+    several = get_origin(plain(hint)) is tuple and isinstance(value, tuple)
+    for one in value if several else (value,):
+        if not any(is_a(one, kind) for kind in kinds(hint)):
+            raise InputError(f"{flag_of(name)} {shortened(one)}: must be {allowed(hint)}.")
+        if ranges and one is not None and not ranges[0].holds(one):
+            raise InputError(f"{flag_of(name)} {shortened(one)}: must be {ranges[0]}.")
 
 
 def is_a(value: Any, kind: Any) -> bool:
@@ -227,49 +229,6 @@ def is_a(value: Any, kind: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return not isinstance(kind, type) or kind not in (bool, str, NoneType) or isinstance(value, kind)
-
-
-def resume_args(args: A) -> A:
-    """The arguments to continue with: those stored in the folder `args.resume`, with what may change.
-
-    Flags given now count: those on the command line or, for an object made by hand, the fields that differ
-    from their default. Without `args.resume` the arguments come back as they are.
-
-    Raises:
-        InputError: no run or no checkpoint in the folder, a run of another script, or a given flag that
-            differs from the run's and is not marked MAY_CHANGE.
-    """
-    if not args.resume:
-        return args
-    Args, folder = type(args), Path(args.resume)
-    config = read_config(folder)
-    if not (folder / "checkpoint.pt").is_file():
-        raise InputError(
-            f"--resume {folder}: the run has no checkpoint.pt, so it must be started again, with the command that "
-            "started it."
-        )
-
-    defaults = dataclasses.asdict(Args())
-    unknown = sorted(config["args"].keys() - defaults.keys())
-    if unknown:
-        raise InputError(
-            f"--resume {folder}: the run of '{shortened(config['algo'])}' has the setting {shortened(unknown[0])}, "
-            "which this script does not know; resume it with the script and version that started it."
-        )
-    # JSON knows no tuples.
-    stored = {name: tuple(v) if isinstance(v, list) else v for name, v in config["args"].items()}
-    stored = dataclasses.asdict(args_in_file(Args, stored, f"--resume {folder}: config.json"))
-    now = dataclasses.asdict(args)
-    given = getattr(args, "given_flags", {name for name in now if now[name] != defaults[name]})
-    changeable = metadata(Args, str)
-    for name in sorted(given - changeable.keys()):
-        if now[name] != stored[name]:
-            raise InputError(
-                f"{flag_of(name)} {now[name]}: the run in {folder} was started with {stored[name]}, and only "
-                f"{', '.join(map(flag_of, changeable))} may change on --resume."
-            )
-    only_if_repeated(stored, {name: now[name] for name in given}, f"--resume {folder}")
-    return Args(**{**stored, **{name: now[name] for name in given}})
 
 
 def args_in_file(Args: type[A], stored: Mapping[str, Any], where: str) -> A:

@@ -5,22 +5,26 @@ come its plain fields and the sizes of its network (`open_earlier`), then, part 
 (`put_back`). What does not fit ends in an InputError that says which field it is.
 """
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from evaluate import check_size
 from harness.checkpoint import check_form, check_range, load_checkpoint, pack, unpack
-from harness.flags import check_args, metadata, resume_args
+from harness.flags import args_in_file, check_args, metadata
 from harness.folder import cannot_write, is_duration, read_config
-from harness.input_error import InputError, shortened
+from harness.input_error import InputError, flag_of, shortened
 from harness.lock import FolderLock, lock_folder
 from harness.randomness import random_state, set_random_state
+from harness.trust import only_if_repeated
 from tasks import make_real_env
+
+A = TypeVar("A")  # a script's dataclass of flags
 
 MOST_STEPS = 10**13
 
@@ -47,6 +51,49 @@ def open_earlier(args: Any, algo: str) -> tuple[Any, dict[str, Any] | None, Fold
         lock.release()
         raise
     return args, saved, lock
+
+
+def resume_args(args: A) -> A:
+    """The arguments to continue with: those stored in the folder `args.resume`, with what may change.
+
+    Flags given now count: those on the command line or, for an object made by hand, the fields that differ
+    from their default. Without `args.resume` the arguments come back as they are.
+
+    Raises:
+        InputError: no run or no checkpoint in the folder, a run of another script, or a given flag that
+            differs from the run's and is not marked MAY_CHANGE.
+    """
+    if not args.resume:
+        return args
+    Args, folder = type(args), Path(args.resume)
+    config = read_config(folder)
+    if not (folder / "checkpoint.pt").is_file():
+        raise InputError(
+            f"--resume {folder}: the run has no checkpoint.pt, so it must be started again, with the command that "
+            "started it."
+        )
+
+    defaults = dataclasses.asdict(Args())
+    unknown = sorted(config["args"].keys() - defaults.keys())
+    if unknown:
+        raise InputError(
+            f"--resume {folder}: the run of '{shortened(config['algo'])}' has the setting {shortened(unknown[0])}, "
+            "which this script does not know; resume it with the script and version that started it."
+        )
+    # JSON knows no tuples.
+    stored = {name: tuple(v) if isinstance(v, list) else v for name, v in config["args"].items()}
+    stored = dataclasses.asdict(args_in_file(Args, stored, f"--resume {folder}: config.json"))
+    now = dataclasses.asdict(args)
+    given = getattr(args, "given_flags", {name for name in now if now[name] != defaults[name]})
+    changeable = metadata(Args, str)
+    for name in sorted(given - changeable.keys()):
+        if now[name] != stored[name]:
+            raise InputError(
+                f"{flag_of(name)} {now[name]}: the run in {folder} was started with {stored[name]}, and only "
+                f"{', '.join(map(flag_of, changeable))} may change on --resume."
+            )
+    only_if_repeated(stored, {name: now[name] for name in given}, f"--resume {folder}")
+    return Args(**{**stored, **{name: now[name] for name in given}})
 
 
 def misfit(args: Any, field: str, allowed: str) -> InputError:

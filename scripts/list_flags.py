@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 import tyro
 
 import evaluate
+import export
 import ppo_lstm
 import ppo_palmer
 import ppo_trxl
@@ -46,6 +47,7 @@ def document() -> str:
         section("PPO and the network", ppo_palmer.PPOArgs, train),
         section("The memories", ppo_palmer.Args, train, say_whose=True),
         section("`evaluate.py`", evaluate.Args),
+        section("`export.py`", export.Args),
     ]
     return "\n".join([INTRODUCTION, *sections])
 

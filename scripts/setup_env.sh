@@ -48,7 +48,8 @@ setup_env() { # requirements file
     echo "installing $1 into .venv ..." >&2
     # Each file names what it adds to those before it.
     local file files=()
-    for file in requirements.txt requirements-plots.txt requirements-study.txt requirements-dev.txt; do
+    for file in requirements.txt requirements-plots.txt requirements-study.txt requirements-export.txt \
+        requirements-dev.txt; do
         files+=(-r "$file")
         if [[ $file == "$1" ]]; then break; fi
     done

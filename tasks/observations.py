@@ -90,6 +90,57 @@ def leaves(space: Space, *obs: Any) -> list:
     return [obs[0] if obs else space]
 
 
+def check_observation(space: Space, obs: Any) -> None:
+    """Raises ValueError unless `plain_observation` can make parts of `obs` and lose nothing."""
+    try:
+        values = leaves(space, obs)
+    except (TypeError, KeyError, IndexError) as error:
+        raise ValueError(f"is {type(obs).__name__} where its parts must be found ({error!r})") from error
+    for leaf, value in zip(leaves(space), values, strict=True):
+        if kind_of(leaf) == "words":
+            if not isinstance(value, str):
+                raise ValueError(f"has {type(value).__name__} where it must be a text")
+        elif isinstance(leaf, spaces.Box):
+            check_numbers(leaf, value)
+        elif not leaf.contains(value):
+            raise ValueError(f"has {value!r} where it must be of {leaf}")
+
+
+def check_numbers(leaf: spaces.Box, value: Any) -> None:
+    """Raises ValueError unless `value` is an array of the shape of `leaf`, with numbers that are like its own."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # lists of different lengths
+        raise ValueError("is no array") from error
+    if array.shape != leaf.shape or array.dtype.kind not in "biuf":
+        raise ValueError(f"has {array.dtype} {array.shape} where it must be {leaf.dtype} {leaf.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError("is not finite")
+    if kind_of(leaf) == "picture" and picture_dtype(leaf) is np.uint8:
+        if array.dtype.kind == "f":
+            raise ValueError(f"has {array.dtype} where a picture must be {leaf.dtype}")
+        if (array < leaf.low).any() or (array > leaf.high).any():
+            raise ValueError("has values beyond the bounds of a picture")
+
+
+def batch_rows(space: Space, batch: Any, n: int) -> list:
+    """The N observations of a batch: a list of them or, as of Gymnasium's vector environments, N rows in each part.
+
+    Raises ValueError where there are not as many.
+    """
+    if isinstance(space, spaces.Dict | spaces.Tuple) and not isinstance(batch, list):
+        keys_of = list(space.spaces) if isinstance(space, spaces.Dict) else range(len(space))
+        try:
+            parts = {key: batch_rows(space[key], batch[key], n) for key in keys_of}
+        except (TypeError, KeyError, IndexError) as error:
+            raise ValueError(f"is {type(batch).__name__} where its parts must be found ({error!r})") from error
+        rows = [{key: parts[key][i] for key in keys_of} for i in range(n)]
+        return rows if isinstance(space, spaces.Dict) else [tuple(row.values()) for row in rows]
+    if not hasattr(batch, "__len__") or len(batch) != n:
+        raise ValueError(f"has no {n} rows, one for each environment")
+    return list(batch)
+
+
 def kind_of(leaf: Space) -> str:
     if isinstance(leaf, spaces.Text) or type(leaf).__name__ == "MissionSpace":  # MiniGrid's own kind of text
         return "words"

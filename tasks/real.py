@@ -59,6 +59,16 @@ def make_real_env(task: TaskArgs, render_mode: str | None = None) -> gymnasium.E
     Raises InputError for wrong arguments, an unknown id, spaces that cannot be used, and whatever the environment's
     constructor raises.
     """
+    env = Success(make_native_env(task, render_mode))
+    env = with_plain_actions(with_plain_observations(env, task.env_id), task.env_id)
+    return LastStep(env, task.last_action, task.last_reward) if task.last_action or task.last_reward else env
+
+
+def make_native_env(task: TaskArgs, render_mode: str | None = None) -> gymnasium.Env:
+    """As `make_real_env`, but with observations, actions and infos as the package itself gives them.
+
+    Only MiniGrid's are others: the image of the agent's view, and the mission where episodes differ in it.
+    """
     if task.agent_view_size % 2 == 0:
         raise InputError(f"--agent-view-size {task.agent_view_size}: must be odd.")
     spec, kwargs = find_spec(task.env_id), env_kwargs(task)
@@ -74,16 +84,14 @@ def make_real_env(task: TaskArgs, render_mode: str | None = None) -> gymnasium.E
             f"--env-id {task.env_id}: its constructor fails with {first_line(error)}; "
             "see --env-kwargs for its arguments."
         ) from error
-    env = Success(env)
     if isinstance(env.unwrapped, MiniGridEnv) and is_minigrid_view(env):
-        env = with_view(env, task.obs_mode, task.agent_view_size)
-    elif task.agent_view_size != TaskArgs.agent_view_size:
+        return with_view(env, task.obs_mode, task.agent_view_size)
+    if task.agent_view_size != TaskArgs.agent_view_size:
         raise InputError(
             f"--agent-view-size {task.agent_view_size}: must not be given, as {task.env_id} does not show a view of "
             "MiniGrid's."
         )
-    env = with_plain_actions(with_plain_observations(env, task.env_id), task.env_id)
-    return LastStep(env, task.last_action, task.last_reward) if task.last_action or task.last_reward else env
+    return env
 
 
 def check_picture(task: TaskArgs, flag: str) -> None:
@@ -223,21 +231,25 @@ def with_plain_observations(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
 
 def with_plain_actions(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
     """Discrete or MultiDiscrete (n,), counted from 0, or Box (n,), scaled to bounds of -1 and 1 if there are any."""
-    space = env.action_space
+    return TransformAction(env, *plain_actions(env.action_space, env_id))
+
+
+def plain_actions(space: spaces.Space, env_id: str) -> tuple[Callable[[np.ndarray], Any], spaces.Space]:
+    """What makes an action of `space` of one that an agent here takes, and the space of the latter."""
     if isinstance(space, spaces.Discrete):
-        return TransformAction(env, lambda action: int(action) + int(space.start), spaces.Discrete(int(space.n)))
+        return lambda action: int(action) + int(space.start), spaces.Discrete(int(space.n))
     if isinstance(space, spaces.MultiDiscrete):
         plain, start = spaces.MultiDiscrete(space.nvec.flatten()), space.start
     elif isinstance(space, spaces.MultiBinary):
         plain, start = spaces.MultiDiscrete([2] * int(np.prod(space.shape))), 0
     elif isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and space.shape:
-        return TransformAction(env, *scaled_box(space))
+        return scaled_box(space)
     else:
         raise InputError(
             f"--env-id {env_id}: its actions are {space}, allowed are Discrete, MultiDiscrete, MultiBinary and Box "
             "of floats."
         )
-    return TransformAction(env, lambda action: (action.reshape(space.shape) + start).astype(space.dtype), plain)
+    return lambda action: (action.reshape(space.shape) + start).astype(space.dtype), plain
 
 
 def scaled_box(space: spaces.Box) -> tuple[Callable[[np.ndarray], np.ndarray], spaces.Box]:
@@ -277,9 +289,14 @@ class LastStep(gymnasium.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, bool]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        numbers = [spaces.flatten(self.env.action_space, action)] if self._action else []
-        last = np.concatenate([*numbers, [reward] * self._reward]).astype(np.float32)
+        last = last_step(self.env.action_space, action if self._action else None, reward if self._reward else None)
         return (*obs, last), reward, terminated, truncated, info
+
+
+def last_step(space: spaces.Space, action: Any, reward: float | None) -> np.ndarray:
+    """The part that `LastStep` adds, (n,) float32. action: of `space`. One that the agent is not given is None."""
+    numbers = [] if action is None else [spaces.flatten(space, action)]
+    return np.concatenate([*numbers, [] if reward is None else [reward]]).astype(np.float32)
 
 
 def episode_limit(env: gymnasium.Env) -> int | None:

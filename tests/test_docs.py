@@ -7,6 +7,7 @@ import tyro
 from stand_ins import ROOT
 
 import evaluate
+import export
 import ppo_lstm
 import ppo_palmer
 import ppo_trxl
@@ -19,13 +20,14 @@ def test_the_list_of_flags_is_that_of_the_programs():
     assert list_flags.FILE.read_text(encoding="utf-8") == list_flags.document(), "python -m scripts.list_flags"
 
 
-@pytest.mark.parametrize("script", [ppo_palmer, ppo_lstm, ppo_trxl, evaluate])
+@pytest.mark.parametrize("script", [ppo_palmer, ppo_lstm, ppo_trxl, evaluate, export])
 def test_the_list_of_flags_says_what_help_says(script, capsys):
     with pytest.raises(SystemExit):
         tyro.cli(script.Args, args=["--help"])
     printed = re.sub(r"[\s│]", "", capsys.readouterr().out)
-    of_training, of_evaluation = list_flags.document().split("## `evaluate.py`")
-    rows = re.findall(r"^\| `(--.*)` \|.*\| (.*) \|$", of_evaluation if script is evaluate else of_training, re.M)
+    of_training, *of_others = re.split(r"## `\w+\.py`", list_flags.document())
+    table = {evaluate: of_others[0], export: of_others[1]}.get(script, of_training)
+    rows = re.findall(r"^\| `(--.*)` \|.*\| (.*) \|$", table, re.M)
     texts = {flag: text for flag, text in rows if flag[2:].replace("-", "_") in script.Args.__dataclass_fields__}
     assert len(texts) == len(script.Args.__dataclass_fields__)
     assert [flag for flag, text in texts.items() if re.sub(r"\s", "", text) not in printed] == []

@@ -14,6 +14,7 @@ import small_envs
 import torch
 
 import evaluate
+import export
 import ppo_lstm
 import ppo_palmer
 import ppo_trxl
@@ -46,8 +47,16 @@ def programs():
 
 PROGRAMS = programs()
 # What must be there for all else to be looked at.
-REQUIRED = {evaluate.Args: {"checkpoint": "a.pt"}, publish_checkpoints.Options: {"source": "a", "target": "b"}}
-REQUIRED_WORDS = {evaluate.Args: ["--checkpoint", "a.pt"], publish_checkpoints.Options: ["a", "b"]}
+REQUIRED = {
+    evaluate.Args: {"checkpoint": "a.pt"},
+    export.Args: {"checkpoint": "a.pt", "onnx": "a.onnx"},
+    publish_checkpoints.Options: {"source": "a", "target": "b"},
+}
+REQUIRED_WORDS = {
+    evaluate.Args: ["--checkpoint", "a.pt"],
+    export.Args: ["--checkpoint", "a.pt", "--onnx", "a.onnx"],
+    publish_checkpoints.Options: ["a", "b"],
+}
 
 
 def numbers_of(Args):

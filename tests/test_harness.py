@@ -34,12 +34,13 @@ import harness.folder
 import harness.progress
 import harness.run
 from harness.checkpoint import load_checkpoint, pack, save_checkpoint, unpack, write_json
-from harness.flags import MAY_CHANGE, Range, check_args, metadata, parse_args, resume_args, run_script
+from harness.flags import MAY_CHANGE, Range, check_args, metadata, parse_args, run_script
 from harness.folder import RunFolder, git_commit
 from harness.input_error import InputError, RunError
 from harness.processes import choose_device
 from harness.progress import Interrupt, Progress
 from harness.randomness import random_state, seed_everything, set_random_state
+from harness.resume import resume_args
 from harness.run import Run, RunArgs
 from palmer_policy import KeyValueCache, MemoryState
 from tasks import TaskArgs

@@ -38,7 +38,8 @@ def test_a_script_has_no_more_flags_than_this(script):
 
 
 def test_few_files_stand_at_the_top():
-    assert len(list(ROOT.glob("*.py"))) <= 6
+    """Three agents, their policy and aids, and what is done with a trained one: evaluate it, export it."""
+    assert len(list(ROOT.glob("*.py"))) <= 7
 
 
 def test_what_surrounds_the_learning_stays_small():

@@ -534,7 +534,7 @@ def test_ctrl_c_in_the_final_evaluation_keeps_what_was_trained(tmp_path, monkeyp
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 64
 
 
-@pytest.mark.parametrize("script", ["ppo_palmer.py", "ppo_lstm.py", "ppo_trxl.py", "evaluate.py"])
+@pytest.mark.parametrize("script", ["ppo_palmer.py", "ppo_lstm.py", "ppo_trxl.py", "evaluate.py", "export.py"])
 def test_ctrl_c_while_pytorch_is_imported_is_one_sentence(tmp_path, script):
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
