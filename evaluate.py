@@ -2,12 +2,14 @@
 
     python evaluate.py --checkpoint runs/RUN/checkpoint.pt
     python evaluate.py --checkpoint runs/RUN/checkpoint.pt --episodes 20 --video episodes.mp4
+    python evaluate.py --checkpoint runs/RUN/checkpoint.pt --page episodes.html
 
 Whatever back end an agent was trained with, evaluation plays the environment of the Gymnasium or MiniGrid package
 itself. Every episode has a seed of its own, from a range that training never uses, and every episode counts
 exactly once: counting "the first n that end" would favour short ones.
 
-`play` is the one loop that plays: it yields moments, which evaluation counts, a film draws and the study measures.
+`play` is the one loop that plays: it yields moments, which evaluation counts, a film and a page draw and the study
+measures.
 """
 
 import importlib
@@ -27,11 +29,13 @@ import tyro
 
 from harness.checkpoint import check_form, load_checkpoint
 from harness.flags import Range, args_in_file, check_args, run_script
-from harness.input_error import InputError, RunError, shortened
+from harness.input_error import InputError, RunError, flag_of, shortened
 from harness.trust import must_be_repeated, only_if_repeated
+from memory_aids import MemoryAids
 from palmer_policy import POLICIES, MemoryPolicy, MemoryState, PolicyOutput, make_policy
 from replay.film import Film
-from tasks import TaskArgs, make_real_env
+from replay.page import PAGED_EPISODES, Page, Track
+from tasks import TaskArgs, make_envs, make_real_env
 from tasks.real import check_picture, episode_limit
 
 FIRST_SEED = 1_000_000_000  # training seeds environments with smaller numbers
@@ -49,8 +53,8 @@ class Args:
     """environment to play; not given: the one that the agent was trained on"""
     env_kwargs: str | None = None
     """arguments of its constructor, as JSON; not given: as in training"""
-    episodes: Annotated[int, Range(1, SEED_BLOCK)] = 1000
-    """number of episodes"""
+    episodes: Annotated[int | None, Range(1, SEED_BLOCK)] = None
+    """number of episodes; not given: 1000, with --page 3"""
     seed: Annotated[int, Range(0, 99_999_999)] = 1
     """seed of the episodes and of the actions' sampling; episodes repeat after a thousand seeds"""
     greedy: bool = False
@@ -63,6 +67,10 @@ class Args:
     """print one JSON object and nothing else"""
     video: str | None = None
     """record the first episodes to this file, .mp4 or .gif"""
+    page: str | None = None
+    """write the first episodes, ten at most, to this file, .html: to be played in a browser, with what is in memory"""
+    beside: str | None = None
+    """with --page: a second checkpoint.pt, which plays the same episodes beside the first"""
 
 
 class Moment(NamedTuple):
@@ -205,6 +213,13 @@ def filmed(moments: Iterable[Moment], film: Film) -> Iterator[Moment]:
         yield moment
 
 
+def tracked(moments: Iterable[Moment], track: Track) -> Iterator[Moment]:
+    """The same moments, which a page takes as they pass."""
+    for moment in moments:
+        track.add(moment)
+        yield moment
+
+
 def evaluate_policy(
     policy: MemoryPolicy,
     task: TaskArgs,
@@ -215,6 +230,7 @@ def evaluate_policy(
     seed: int,
     greedy: bool = False,
     video: str | Path | None = None,
+    track: Track | None = None,
 ) -> dict[str, Any]:
     """Play held-out episodes -> what `--json` prints.
 
@@ -225,10 +241,12 @@ def evaluate_policy(
     parallel = min(PARALLEL, episodes)
     if video:  # so that the environment on film plays several episodes
         parallel = max(1, min(parallel, episodes // FILMED_EPISODES))
+    drawn = min(parallel, PAGED_EPISODES) if track and can_be_drawn(task) else int(bool(video))
     with Film(video) if video else nullcontext() as film:
-        envs = [make_real_env(task, "rgb_array" if video and slot == 0 else None) for slot in range(parallel)]
+        envs = [make_real_env(task, "rgb_array" if slot < drawn else None) for slot in range(parallel)]
         limit = episode_limit(envs[0]) or UNLIMITED_STEPS  # before a reset, which may draw one for its episode alone
         moments = play(policy, envs, episodes, seed, greedy)
+        moments = tracked(moments, track) if track else moments
         # Without their observations: a million pictures are gigabytes.
         ends = [moment._replace(obs=()) for moment in (filmed(moments, film) if film else moments) if moment.end]
     for env in envs:
@@ -254,16 +272,24 @@ def evaluate_policy(
     }
 
 
+def can_be_drawn(task: TaskArgs) -> bool:
+    try:
+        check_picture(task, "--page")
+    except InputError:
+        return False
+    return True
+
+
 def load_policy(
-    file: str | Path, env_id: str | None = None, env_kwargs: str | None = None
+    file: str | Path, env_id: str | None = None, env_kwargs: str | None = None, flag: str = "--checkpoint"
 ) -> tuple[MemoryPolicy, TaskArgs, dict[str, Any]]:
     """The policy of a checkpoint, on the CPU -> policy, the task it was trained on, the checkpoint.
 
     env_id, env_kwargs: those of the command line. Where the file's own could run code they stand for these, and must.
 
-    Raises InputError if the file is missing, damaged, of an unknown algorithm, or does not fit its arguments.
+    Raises InputError, naming `flag`, if the file is missing, damaged, of an unknown algorithm, or does not fit its arguments.
     """
-    checkpoint, where = load_checkpoint(file), f"--checkpoint {file}"
+    checkpoint, where = load_checkpoint(file, flag), f"{flag} {file}"
     algo, settings, given = (
         checkpoint.get("algo"),
         checkpoint.get("args"),
@@ -290,6 +316,33 @@ def load_policy(
     return policy, task, checkpoint
 
 
+def load_aids(checkpoint: dict[str, Any], task: TaskArgs, where: str) -> MemoryAids | None:
+    """The memory aids that an agent learned with on `task`, None where its file holds none.
+
+    Raises InputError, which begins with `where`, for aids that do not fit.
+    """
+    if "aids" not in checkpoint:
+        return None
+    saved, args = checkpoint["aids"], checkpoint["args"]
+    args = args_in_file(importlib.import_module(f"ppo_{checkpoint['algo']}").Args, args, where)
+    envs = make_envs(replace(task, async_envs=False), 1)
+    envs.reset()  # codes look at how an observation is made
+    try:
+        # Found out before they take any memory.
+        with torch.device("meta"):
+            planned = MemoryAids(args, envs, args.width, torch.device("meta"))
+        check_form(saved["heads"], planned.heads.state_dict(), "heads")
+        aids = MemoryAids(args, envs, args.width, torch.device("cpu"))
+        aids.load_state_dict(saved)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(
+            f"{where}: its memory aids do not fit this version's ({shortened(error)}); use the version that saved it."
+        ) from error
+    finally:
+        envs.close()
+    return aids
+
+
 def check_size(algo: str, settings: dict[str, Any], env: gym.Env, saved: Any, where: str) -> None:
     """Are `saved` parameters those of this agent? Found out before it takes any memory; raises InputError."""
     try:
@@ -303,37 +356,81 @@ def check_size(algo: str, settings: dict[str, Any], env: gym.Env, saved: Any, wh
         ) from error
 
 
+class Agent(NamedTuple):
+    """A checkpoint, and the task that it plays."""
+
+    policy: MemoryPolicy
+    task: TaskArgs
+    trained_on: TaskArgs
+    checkpoint: dict[str, Any]
+    where: str  # flag and file
+
+
 def main(args: Args) -> dict[str, Any]:
-    """Evaluate, print and return the result. Raises InputError on wrong input."""
+    """Evaluate, print and return the result; with --beside the other agent's is in it. Raises InputError on wrong
+    input.
+    """
     check_args(args)
     # Environments print, too: of --json's output they must be no part.
     with redirect_stdout(sys.stderr) if args.json else nullcontext():
-        result, trained_on = evaluate(args)
-    print(json.dumps(result) if args.json else describe(result, trained_on))
+        results = evaluate(args)
+    words = [describe(*result) for result in results]
+    (result, _), *others = results
+    if others:
+        result["beside"] = others[0][0]
+    print(json.dumps(result) if args.json else "\n\n".join(words))
     return result
 
 
-def evaluate(args: Args) -> tuple[dict[str, Any], str]:
-    """The result, and the id of the environment that the agent was trained on."""
-    policy, trained_on, checkpoint = load_policy(args.checkpoint, args.env_id, args.env_kwargs)
+def evaluate(args: Args) -> list[tuple[dict[str, Any], str]]:
+    """The result, and the id of the environment that the agent was trained on; with --beside of two agents."""
+    if args.beside is not None and args.page is None:
+        raise InputError(f"--beside {args.beside}: must be given with --page, where the two agents stand.")
+    agents = [load_agent(args, "--checkpoint", args.checkpoint)]
+    if args.beside is not None:
+        agents.append(load_agent(args, "--beside", args.beside))
+        check_same_episodes(*agents)
+    if args.video:
+        check_picture(agents[0].task, "--video")
+    settings = {"episodes": args.episodes or (3 if args.page else 1000), "seed": args.seed, "greedy": args.greedy}
+    results = []
+    with Page(args.page) if args.page is not None else nullcontext() as page:
+        tracks = [begin_track(page, agent, settings) if page else None for agent in agents]
+        for agent, track, video in zip(agents, tracks, (args.video, None), strict=False):
+            algo, step = agent.checkpoint["algo"], agent.checkpoint["step"]
+            result = evaluate_policy(agent.policy, agent.task, algo, step, **settings, video=video, track=track)
+            results.append((result, agent.checkpoint["args"]["env_id"]))
+    return results
+
+
+def load_agent(args: Args, flag: str, file: str) -> Agent:
+    """The agent of a flag's file, set up as the command line says. Raises InputError."""
+    policy, trained_on, checkpoint = load_policy(file, args.env_id, args.env_kwargs, flag)
     changed = {name: getattr(args, name) for name in ("env_id", "env_kwargs", "max_episode_steps")}
     task = replace(trained_on, **{name: value for name, value in changed.items() if value is not None})
     check_fit(policy, task, trained_on)
-    if args.memory_length is not None:
+    # What stands beside may be another kind of agent.
+    if args.memory_length is not None and (flag == "--checkpoint" or hasattr(policy, "transformer")):
         set_memory_length(policy, checkpoint["algo"], args.memory_length)
-    if args.video:
-        check_picture(task, "--video")
-    result = evaluate_policy(
-        policy,
-        task,
-        checkpoint["algo"],
-        checkpoint["step"],
-        episodes=args.episodes,
-        seed=args.seed,
-        greedy=args.greedy,
-        video=args.video,
-    )
-    return result, checkpoint["args"]["env_id"]
+    return Agent(policy, task, trained_on, checkpoint, f"{flag} {file}")
+
+
+def check_same_episodes(agent: Agent, beside: Agent) -> None:
+    """Raises InputError where two agents do not play the same task, and so not the same episodes."""
+    for name in ("env_id", "env_kwargs", "max_episode_steps"):
+        one, other = getattr(agent.task, name), getattr(beside.task, name)
+        if one != other:
+            raise InputError(
+                f"{beside.where}: plays with {flag_of(name)} {other}, {agent.where} with {one}; must be the same, for "
+                f"the episodes to be, as they are where {flag_of(name)} is given."
+            )
+
+
+def begin_track(page: Page, agent: Agent, settings: dict[str, Any]) -> Track:
+    """An agent's place on the page."""
+    about = {"algo": agent.checkpoint["algo"], "file": agent.where.split(" ", 1)[1], "env_id": agent.task.env_id}
+    about |= {"trained_on": agent.trained_on.env_id, "steps_trained": agent.checkpoint["step"], **settings}
+    return page.track(agent.policy, load_aids(agent.checkpoint, agent.trained_on, agent.where), **about)
 
 
 def check_fit(policy: MemoryPolicy, task: TaskArgs, trained_on: TaskArgs) -> None:
