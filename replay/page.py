@@ -111,6 +111,7 @@ class Track:
         self._gallery, self._policy, self._aids, self._about = gallery, policy, aids, about
         self._running: dict[int, tuple[list[Step], dict[str, list]]] = {}
         self._episodes: dict[int, dict[str, Any]] = {}
+        self._env: Any = None  # that was played last
 
     def add(self, moment: Any) -> None:
         """One moment of `evaluate.play`."""
@@ -123,6 +124,7 @@ class Track:
             drawn = moment.env.render() if moment.env.render_mode == "rgb_array" else None
             shown["scene"].append(None if drawn is None else self._gallery.scene(drawn))
             shown["obs"].append(self._gallery.look(moment.obs, moment.env))
+            self._env = moment.env
             shown["reward"].append(rounded(moment.reward))
             shown["total"].append(rounded(moment.total_reward))
             if not moment.end:
@@ -200,6 +202,10 @@ class Track:
         flat = tuple(part[:, 0] for part in frames)
         if "seen" in self._aids.heads and self._aids.codes.count:
             shown["recall"] = recall(self._aids, memory, flat, looks, None if gate is None else parts)
+            for i, code in enumerate(shown["recall"].pop("chosen")):
+                if shown["recall"]["look"][i] is None and self._aids.codes.exact:  # never shown here, but known
+                    frame = tuple(part[code].numpy() for part in self._aids.table.frames)
+                    shown["recall"]["look"][i] = self._gallery.look(frame, self._env)
         if "age" in self._aids.heads:
             shown["age"] = recall_by_age(policy, self._aids, memory, flat, looks)
         return shown
@@ -272,6 +278,7 @@ def recall(
     first = {code: t for t, code in reversed(list(enumerate(codes.tolist())))}
     chosen = sorted(shown, key=lambda c: first[c]) + invented
     answers = {
+        "chosen": chosen,
         "look": [looks[first[c]] if c in first else None for c in chosen],
         "first": [first.get(c) for c in chosen],
         "share": rounded(share[chosen].numpy()),
