@@ -68,7 +68,7 @@ class Args:
     video: str | None = None
     """record the first episodes to this file, .mp4 or .gif"""
     page: str | None = None
-    """write the first episodes, ten at most, to this file, .html: to be played in a browser, with what is in memory"""
+    """write the first ten episodes to this file, .html, to be played in a browser with what the agent remembers"""
     beside: str | None = None
     """with --page: a second checkpoint.pt, which plays the same episodes beside the first"""
 
@@ -287,7 +287,8 @@ def load_policy(
 
     env_id, env_kwargs: those of the command line. Where the file's own could run code they stand for these, and must.
 
-    Raises InputError, naming `flag`, if the file is missing, damaged, of an unknown algorithm, or does not fit its arguments.
+    Raises InputError, naming `flag`, if the file is missing, damaged, of an unknown algorithm, or does not fit its
+    arguments.
     """
     checkpoint, where = load_checkpoint(file, flag), f"{flag} {file}"
     algo, settings, given = (
@@ -421,8 +422,8 @@ def check_same_episodes(agent: Agent, beside: Agent) -> None:
         one, other = getattr(agent.task, name), getattr(beside.task, name)
         if one != other:
             raise InputError(
-                f"{beside.where}: plays with {flag_of(name)} {other}, {agent.where} with {one}; must be the same, for "
-                f"the episodes to be, as they are where {flag_of(name)} is given."
+                f"{beside.where}: plays with {flag_of(name)} {other}, {agent.where} with {one}; must be the same, so "
+                f"that the episodes are: give {flag_of(name)}."
             )
 
 

@@ -1,6 +1,6 @@
 """Episodes as one HTML file that a person opens and plays: what an agent saw, did, and had in its memories.
 
-    moments of evaluate.play  ->  Track, one an agent: its episodes as numbers  ->  Page: page.html with the data in it
+    moments of evaluate.play  ->  Track, one an agent: its episodes as numbers  ->  Page: page.html with all data
 
 The file needs no server and asks for no address. It holds each different picture once, as a PNG of few colours, and
 what there is of many values (gate, attention, movement, beliefs) as one byte each; page.html tells what it draws.
@@ -43,7 +43,7 @@ DATA = "/*data*/"  # where they stand in the template
 
 
 class Page:
-    """Writes one .html file, which appears, complete, at the end of a `with` block; left by an exception, none does."""
+    """Writes one .html file, which appears, complete, at the end of a `with` block; none after an exception."""
 
     def __init__(self, file: str | Path):
         """Raises InputError if `file` has another suffix or cannot be written where it is."""
@@ -244,7 +244,7 @@ def movement(h: Tensor) -> dict[str, Any]:
 
 
 def attended(weights: Tensor, memory_length: int) -> dict[str, Any]:
-    """Weights (L, H, T, T) as bytes: of each step, layer and head a row for the steps that it could see, oldest first.
+    """Weights (L, H, T, T) as bytes: of each step, layer and head a row for the steps it could see, oldest first.
 
     A row is in parts of its largest weight, so that what is spread over many steps is not lost.
     """
@@ -260,8 +260,8 @@ def recall(
 ) -> dict[str, Any]:
     """What the agent believes to have seen, against what it has: from memory (T, D) and frames (T, ...).
 
-    parts (2, T, D): what Transformer and LSTM add to the memory vector. As the head is linear, a belief's logit is the
-    sum of what it reads in each, and a constant.
+    parts (2, T, D): what Transformer and LSTM add to the memory vector. As the head is linear, a belief's logit is
+    the sum of what it reads in each, and a constant.
     """
     head, C = aids.heads["seen"], aids.codes.count
     codes, T = aids.codes.of(frames), len(memory)
