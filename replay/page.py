@@ -281,6 +281,7 @@ def recall(
         "chosen": chosen,
         "look": [looks[first[c]] if c in first else None for c in chosen],
         "first": [first.get(c) for c in chosen],
+        "card": [chosen.index(c) if c in chosen else -1 for c in codes.tolist()],  # of each step's observation
         "share": rounded(share[chosen].numpy()),
         "belief": packed(belief[:, chosen].numpy()),
         "missed": (seen & (belief <= 0.5)).sum(1).tolist(),

@@ -567,16 +567,22 @@ def test_the_timeline_is_a_place_to_click_and_to_look(opened, paged):
     assert tab.locator(".memory").inner_text().count("step ") >= 1
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_in_light_and_dark(opened, trained, tmp_path, scheme):
-    file = tmp_path / "page.html"
+@pytest.fixture(scope="module")
+def beside(trained, tmp_path_factory):
+    """The page of two agents."""
+    file = tmp_path_factory.mktemp("beside") / "page.html"
     args = evaluate.Args(checkpoint=trained["palmer"], beside=trained["lstm"], page=str(file), episodes=2)
     assert evaluate.main(args)["beside"]["algo"] == "lstm"
-    tab = opened(file, viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True)
+    return file
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_in_light_and_dark(opened, beside, scheme):
+    tab = opened(beside, viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True)
     assert tab.evaluate("document.documentElement.scrollWidth") == 390
     assert tab.locator(".agent").count() == 2
     tab.locator("#slider").fill("2")
-    agents = data_of(file)["agents"]
+    agents = data_of(beside)["agents"]
     for i, agent in enumerate(agents):
         assert figure(tab, "value", i) == pytest.approx(agent["episodes"][0]["value"][2], abs=0.0051)
     brightness = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]"
