@@ -2,13 +2,14 @@
 
     python evaluate.py --checkpoint runs/RUN/checkpoint.pt
     python evaluate.py --checkpoint runs/RUN/checkpoint.pt --episodes 20 --video episodes.mp4
+    python evaluate.py --checkpoint runs/RUN/checkpoint.pt --page episodes.html
 
 Whatever back end an agent was trained with, evaluation plays the environment of the Gymnasium or MiniGrid package
 itself. Every episode has a seed of its own, from a range that training never uses, and every episode counts
 exactly once: counting "the first n that end" would favour short ones.
 
-`play` is the one loop that plays: it yields moments, which evaluation counts, a film draws and the study measures.
-`load_agent` gives a trained agent to other programs. Nothing that trains is loaded here.
+`play` is the one loop that plays: it yields moments, which evaluation counts, a film and a page draw and the study
+measures. `load_agent` gives a trained agent to other programs. Nothing that trains is loaded here.
 """
 
 import harness.starting  # noqa: F401  # isort: skip  # first: Ctrl-C may come while the others are imported
@@ -29,10 +30,11 @@ import tyro
 from harness.agent import Agent, Batch, choose_actions
 from harness.checkpoint import check_form, load_checkpoint
 from harness.flags import Range, args_in_file, check_args, check_value, run_script
-from harness.input_error import InputError, shortened
+from harness.input_error import InputError, flag_of, shortened
 from harness.trust import must_be_repeated, only_if_repeated
 from palmer_policy import POLICIES, MemoryPolicy, MemoryState, PolicyOutput, make_policy, setting_hints
 from replay.film import Film
+from replay.page import PAGED_EPISODES, Page, Track
 from tasks import TaskArgs, make_real_env
 from tasks.real import check_picture, episode_limit
 
@@ -51,8 +53,8 @@ class Args:
     """environment to play; not given: the one that the agent was trained on"""
     env_kwargs: str | None = None
     """arguments of its constructor, as JSON; not given: as in training"""
-    episodes: Annotated[int, Range(1, SEED_BLOCK)] = 1000
-    """number of episodes"""
+    episodes: Annotated[int | None, Range(1, SEED_BLOCK)] = None
+    """number of episodes; not given: 1000, with --page 3"""
     seed: Annotated[int, Range(0, 99_999_999)] = 1
     """seed of the episodes and of the actions' sampling; episodes repeat after a thousand seeds"""
     greedy: bool = False
@@ -65,6 +67,10 @@ class Args:
     """print one JSON object and nothing else"""
     video: str | None = None
     """record the first episodes to this file, .mp4 or .gif"""
+    page: str | None = None
+    """write the first ten episodes to this file, .html, to be played in a browser with what the agent remembers"""
+    beside: str | None = None
+    """with --page: a second checkpoint.pt, which plays the same episodes beside the first"""
 
 
 class Moment(NamedTuple):
@@ -202,6 +208,13 @@ def filmed(moments: Iterable[Moment], film: Film) -> Iterator[Moment]:
         yield moment
 
 
+def tracked(moments: Iterable[Moment], track: Track) -> Iterator[Moment]:
+    """The same moments, which a page takes as they pass."""
+    for moment in moments:
+        track.add(moment)
+        yield moment
+
+
 def evaluate_policy(
     policy: MemoryPolicy,
     task: TaskArgs,
@@ -212,6 +225,7 @@ def evaluate_policy(
     seed: int,
     greedy: bool = False,
     video: str | Path | None = None,
+    track: Track | None = None,
 ) -> dict[str, Any]:
     """Play held-out episodes -> what `--json` prints.
 
@@ -222,10 +236,12 @@ def evaluate_policy(
     parallel = min(PARALLEL, episodes)
     if video:  # so that the environment on film plays several episodes
         parallel = max(1, min(parallel, episodes // FILMED_EPISODES))
+    drawn = min(parallel, PAGED_EPISODES) if track and can_be_drawn(task) else int(bool(video))
     with Film(video) if video else nullcontext() as film:
-        envs = [make_real_env(task, "rgb_array" if video and slot == 0 else None) for slot in range(parallel)]
+        envs = [make_real_env(task, "rgb_array" if slot < drawn else None) for slot in range(parallel)]
         limit = episode_limit(envs[0]) or UNLIMITED_STEPS  # before a reset, which may draw one for its episode alone
         moments = play(policy, envs, episodes, seed, greedy)
+        moments = tracked(moments, track) if track else moments
         # Without their observations: a million pictures are gigabytes.
         ends = [moment._replace(obs=()) for moment in (filmed(moments, film) if film else moments) if moment.end]
     for env in envs:
@@ -282,16 +298,25 @@ def load_agent(
     return Agent(policy, task_to_play(policy, trained_on, env_id=env_id, env_kwargs=env_kwargs), batch, seed)
 
 
+def can_be_drawn(task: TaskArgs) -> bool:
+    try:
+        check_picture(task, "--page")
+    except InputError:
+        return False
+    return True
+
+
 def load_policy(
-    file: str | Path, env_id: str | None = None, env_kwargs: str | None = None
+    file: str | Path, env_id: str | None = None, env_kwargs: str | None = None, flag: str = "--checkpoint"
 ) -> tuple[MemoryPolicy, TaskArgs, dict[str, Any]]:
     """The policy of a checkpoint, on the CPU -> policy, the task it was trained on, the checkpoint.
 
     env_id, env_kwargs: those of the command line. Where the file's own could run code they stand for these, and must.
 
-    Raises InputError if the file is missing, damaged, of an unknown algorithm, or does not fit its arguments.
+    Raises InputError, naming `flag`, if the file is missing, damaged, of an unknown algorithm, or does not fit its
+    arguments.
     """
-    checkpoint, where = load_checkpoint(file), f"--checkpoint {file}"
+    checkpoint, where = load_checkpoint(file, flag), f"{flag} {file}"
     algo, settings, given = (
         checkpoint.get("algo"),
         checkpoint.get("args"),
@@ -344,37 +369,82 @@ def check_size(algo: str, settings: dict[str, Any], env: gym.Env, saved: Any, wh
         ) from error
 
 
+class Player(NamedTuple):
+    """A checkpoint's agent, and the task that it plays."""
+
+    policy: MemoryPolicy
+    task: TaskArgs
+    trained_on: TaskArgs
+    checkpoint: dict[str, Any]
+    where: str  # flag and file
+
+
 def main(args: Args) -> dict[str, Any]:
-    """Evaluate, print and return the result. Raises InputError on wrong input."""
+    """Evaluate, print and return the result; with --beside the other agent's is in it. Raises InputError on wrong
+    input.
+    """
     check_args(args)
     # Environments print, too: of --json's output they must be no part.
     with redirect_stdout(sys.stderr) if args.json else nullcontext():
-        result, trained_on = evaluate(args)
-    print(json.dumps(result) if args.json else describe(result, trained_on))
+        results = evaluate(args)
+    words = [describe(*result) for result in results]
+    (result, _), *others = results
+    if others:
+        result["beside"] = others[0][0]
+    print(json.dumps(result) if args.json else "\n\n".join(words))
     return result
 
 
-def evaluate(args: Args) -> tuple[dict[str, Any], str]:
-    """The result, and the id of the environment that the agent was trained on."""
-    policy, trained_on, checkpoint = load_policy(args.checkpoint, args.env_id, args.env_kwargs)
-    task = task_to_play(
-        policy, trained_on, env_id=args.env_id, env_kwargs=args.env_kwargs, max_episode_steps=args.max_episode_steps
-    )
-    if args.memory_length is not None:
-        set_memory_length(policy, checkpoint["algo"], args.memory_length)
+def evaluate(args: Args) -> list[tuple[dict[str, Any], str]]:
+    """The result, and the id of the environment that the agent was trained on; with --beside of two agents."""
+    if args.beside is not None and args.page is None:
+        raise InputError(f"--beside {args.beside}: must be given with --page, where the two agents stand.")
+    players = [load_player(args, "--checkpoint", args.checkpoint)]
+    if args.beside is not None:
+        players.append(load_player(args, "--beside", args.beside))
+        check_same_episodes(*players)
     if args.video:
-        check_picture(task, "--video")
-    result = evaluate_policy(
-        policy,
-        task,
-        checkpoint["algo"],
-        checkpoint["step"],
-        episodes=args.episodes,
-        seed=args.seed,
-        greedy=args.greedy,
-        video=args.video,
-    )
-    return result, checkpoint["args"]["env_id"]
+        check_picture(players[0].task, "--video")
+    settings = {"episodes": args.episodes or (3 if args.page else 1000), "seed": args.seed, "greedy": args.greedy}
+    results = []
+    with Page(args.page) if args.page is not None else nullcontext() as page:
+        tracks = [begin_track(page, player, settings) if page else None for player in players]
+        for player, track, video in zip(players, tracks, (args.video, None), strict=False):
+            algo, step = player.checkpoint["algo"], player.checkpoint["step"]
+            result = evaluate_policy(player.policy, player.task, algo, step, **settings, video=video, track=track)
+            results.append((result, player.checkpoint["args"]["env_id"]))
+    return results
+
+
+def load_player(args: Args, flag: str, file: str) -> Player:
+    """The agent of a flag's file, set up as the command line says. Raises InputError."""
+    policy, trained_on, checkpoint = load_policy(file, args.env_id, args.env_kwargs, flag)
+    changed = {name: getattr(args, name) for name in ("env_id", "env_kwargs", "max_episode_steps")}
+    task = task_to_play(policy, trained_on, **changed)
+    # What stands beside may be another kind of agent.
+    if args.memory_length is not None and (flag == "--checkpoint" or hasattr(policy, "transformer")):
+        set_memory_length(policy, checkpoint["algo"], args.memory_length)
+    return Player(policy, task, trained_on, checkpoint, f"{flag} {file}")
+
+
+def check_same_episodes(player: Player, beside: Player) -> None:
+    """Raises InputError where two agents do not play the same task, and so not the same episodes."""
+    for name in ("env_id", "env_kwargs", "max_episode_steps"):
+        one, other = getattr(player.task, name), getattr(beside.task, name)
+        if one != other:
+            raise InputError(
+                f"{beside.where}: plays with {flag_of(name)} {other}, {player.where} with {one}; must be the "
+                f"same, so that the episodes are: give {flag_of(name)}."
+            )
+
+
+def begin_track(page: Page, player: Player, settings: dict[str, Any]) -> Track:
+    """An agent's place on the page."""
+    from replay.aids import load_aids  # here, as it loads what only training and a page need
+
+    about = {"algo": player.checkpoint["algo"], "file": player.where.split(" ", 1)[1], "env_id": player.task.env_id}
+    about |= {"trained_on": player.trained_on.env_id, "steps_trained": player.checkpoint["step"], **settings}
+    return page.track(player.policy, load_aids(player.checkpoint, player.trained_on, player.where), **about)
 
 
 def task_to_play(policy: MemoryPolicy, trained_on: TaskArgs, **changed: Any) -> TaskArgs:

@@ -30,7 +30,7 @@ from harness.checkpoint import check_form, check_range
 from harness.flags import Range
 from harness.processes import gather
 from palmer_policy import episode_clock
-from tasks.observations import GRID_VALUES, Frames, is_grid, picture_scale
+from tasks.observations import GRID_VALUES, Frames, is_grid, keys, picture_scale
 
 RECENT_EPISODES = 500  # over which shares of episodes are averaged
 CODES = 256  # most codes where observations are not a table's
@@ -342,6 +342,14 @@ class Codes:
         for far in gather(self._far(looks)):
             self._store(far.to(device))
         return F.pad(self._codes(looks), (first, 0)), restart
+
+    def of(self, frames: Frames) -> Tensor:
+        """Codes (K,) of K frames, which are not learned; -1 for one that is none of a table's."""
+        if not self.exact:
+            return self._codes(self._looks(frames[: self.parts]))
+        known, asked = (keys(tuple(part.cpu().numpy() for part in some)) for some in (self.table.frames, frames))
+        number_of = {key: number for number, key in enumerate(known)}
+        return torch.tensor([number_of.get(key, -1) for key in asked])
 
     def state_dict(self) -> dict[str, Any]:
         return {"near": self.near, "prototypes": self.prototypes, "spread": self.spread}

@@ -423,10 +423,7 @@ class TransformerLayer(nn.Module):
     ) -> tuple[Tensor, KeyValueCache]:
         """x (T, B, D), cache of C steps -> output (T, B, D), cache of C + T steps."""
         T, B, D = x.shape
-        q, k, v = self.query_key_value(self.norm_attention(x)).view(T, B, 3, self.heads, -1).unbind(2)
-        if angle is not None:
-            q, k = rotate(q, angle), rotate(k, angle)
-        keys_values = torch.cat((k, v), -1).permute(1, 2, 0, 3)
+        q, keys_values = self.project_in(x, angle)
         if keys_values.requires_grad or self.fixed_shapes:
             keys_values = torch.cat((cache.window, keys_values), 2)
             cache = KeyValueCache(keys_values.detach())
@@ -434,7 +431,6 @@ class TransformerLayer(nn.Module):
             cache = cache.append(keys_values)
             keys_values = cache.window
         k, v = keys_values.chunk(2, -1)
-        q = q.permute(1, 2, 0, 3)  # (B, H, T, D/H)
         attended = [
             F.scaled_dot_product_attention(q[:, :, queries], k[:, :, keys], v[:, :, keys], attn_mask=mask)
             for queries, keys, mask in blocks
@@ -443,6 +439,26 @@ class TransformerLayer(nn.Module):
         # An untrained attention averages over many steps, which leaves little of each: the norm makes up for it.
         x = x + self.norm_attended(self.project(attended.permute(2, 0, 1, 3).reshape(T, B, D)))
         return x + self.ff(self.norm_ff(x)), cache
+
+    def project_in(self, x: Tensor, angle: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x (T, B, D) -> queries (B, H, T, D/H), keys and values (B, H, T, 2 D/H)."""
+        T, B, _ = x.shape
+        q, k, v = self.query_key_value(self.norm_attention(x)).view(T, B, 3, self.heads, -1).unbind(2)
+        if angle is not None:
+            q, k = rotate(q, angle), rotate(k, angle)
+        return q.permute(1, 2, 0, 3), torch.cat((k, v), -1).permute(1, 2, 0, 3)
+
+    def attention(
+        self, x: Tensor, cache: KeyValueCache, angle: Tensor | None, blocks: list[tuple[slice, slice, Tensor]]
+    ) -> Tensor:
+        """Arguments as for `forward` -> weights (B, H, T, C + T), 0 on what a step does not see."""
+        q, keys_values = self.project_in(x, angle)
+        k, _ = torch.cat((cache.window, keys_values), 2).chunk(2, -1)
+        weights = q.new_zeros(*q.shape[:3], k.shape[2])
+        for queries, keys, mask in blocks:
+            logits = q[:, :, queries] @ k[:, :, keys].mT / math.sqrt(q.shape[-1])
+            weights[:, :, queries, keys] = (logits + mask).softmax(-1)
+        return weights
 
 
 class TransformerMemory(nn.Module):
@@ -484,9 +500,7 @@ class TransformerMemory(nn.Module):
         """
         T, C = x.shape[0], len(cache[0])
         position, first = episode_clock(clock, episode_start)
-        angle = position[..., None] * self.frequency
-        if self.positions == "absolute":
-            x, angle = x + torch.cat((angle.sin(), angle.cos()), -1), None
+        x, angle = self.place(x, position)
         blocks = self.attention_blocks(first, C)
         clock = position[-1] + 1
         # Steps that no query can reach any more leave the cache, and so do those before the oldest running episode:
@@ -499,6 +513,27 @@ class TransformerMemory(nn.Module):
             x, layer_cache = layer(x, layer_cache, angle, blocks)
             new_cache.append(layer_cache.last(kept))
         return self.norm(x), tuple(new_cache), clock
+
+    def attention(self, x: Tensor, cache: tuple[KeyValueCache, ...], clock: Tensor, episode_start: Tensor) -> Tensor:
+        """Where each step looks: arguments as for `forward` -> weights (L, B, H, T, C + T), whose rows sum to 1.
+
+        For looking at an agent; `forward` itself never has these weights in hand.
+        """
+        position, first = episode_clock(clock, episode_start)
+        x, angle = self.place(x, position)
+        blocks = self.attention_blocks(first, len(cache[0]))
+        weights = []
+        for layer, layer_cache in zip(self.layers, cache, strict=True):
+            weights.append(layer.attention(x, layer_cache, angle, blocks))
+            x, _ = layer(x, layer_cache, angle, blocks)
+        return torch.stack(weights)
+
+    def place(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tell x (T, B, D) its positions (T, B), or give the angles by which queries and keys are to be rotated."""
+        angle = position[..., None] * self.frequency
+        if self.positions == "absolute":
+            return x + torch.cat((angle.sin(), angle.cos()), -1), None
+        return x, angle
 
     def attention_blocks(self, first: Tensor, C: int) -> list[tuple[slice, slice, Tensor]]:
         """Which keys each query sees: causal, at most M steps, within the episode.
@@ -705,8 +740,11 @@ class MemoryPolicy(nn.Module):
 
         episode_start: the step is the first of its episode; the memory is emptied before it.
         """
-        x = self.encoder(tuple(part.flatten(0, 1) for part in frames)).unflatten(0, frames[0].shape[:2])
-        return self.act(x, state, episode_start)
+        return self.act(self.encode(frames), state, episode_start)
+
+    def encode(self, frames: Frames) -> Tensor:
+        """Frames, every part (T, B, *shape), -> x (T, B, D)."""
+        return self.encoder(tuple(part.flatten(0, 1) for part in frames)).unflatten(0, frames[0].shape[:2])
 
     def act(self, x: Tensor, state: MemoryState, episode_start: Tensor) -> tuple[PolicyOutput, MemoryState]:
         """As `forward`, from observations that are encoded already: x (T, B, D)."""
@@ -715,6 +753,19 @@ class MemoryPolicy(nn.Module):
         z, gate, state = self.remember(x, state, episode_start)
         hidden = self.hidden(z)
         return PolicyOutput(self.actor(hidden), self.critic(hidden).squeeze(-1), z, gate), state
+
+    @torch.no_grad()
+    def attention(self, frames: Frames, state: MemoryState, episode_start: Tensor) -> Tensor | None:
+        """Where the Transformer of each step looks, arguments as for `forward`; None for an agent without one.
+
+        Weights (L, B, H, T, C + T) on the cached steps and those of the segment; what a step does not see has 0, the
+        rest sums to 1.
+        """
+        if not hasattr(self, "transformer"):
+            return None
+        if self.forget:
+            episode_start = torch.ones_like(episode_start)
+        return self.transformer.attention(self.encode(frames), state.cache, state.clock, episode_start)
 
     def distribution(self, logits: Tensor) -> Categoricals | Gaussians:
         if self.log_std is not None:
