@@ -22,6 +22,7 @@ from harness.flags import allowed
 from harness.input_error import flag_of
 from harness.run import RunArgs
 from memory_aids import MemoryAidArgs
+from scripts.sweep_table import Parser
 from tasks import TaskArgs
 
 FILE = Path(__file__).parents[1] / "docs" / "flags.md"
@@ -34,6 +35,7 @@ Made by `python -m scripts.list_flags` from the programs themselves; `--help` sa
 
 
 def main() -> None:
+    Parser(description=__doc__.splitlines()[0]).parse_args()
     FILE.write_text(document(), encoding="utf-8")
 
 

@@ -20,6 +20,13 @@ def test_the_list_of_flags_is_that_of_the_programs():
     assert list_flags.FILE.read_text(encoding="utf-8") == list_flags.document(), "python -m scripts.list_flags"
 
 
+def test_the_list_of_flags_takes_none(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["list_flags.py", "--nonsense"])
+    with pytest.raises(SystemExit) as stopped:
+        list_flags.main()
+    assert stopped.value.code == 2 and "--nonsense" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("script", [ppo_palmer, ppo_lstm, ppo_trxl, evaluate, export])
 def test_the_list_of_flags_says_what_help_says(script, capsys):
     with pytest.raises(SystemExit):
