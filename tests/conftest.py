@@ -1,6 +1,7 @@
 """What tests share that run whole programs.
 
-A shell ignores Ctrl-C for what it runs in the background, and so would all processes that tests start there.
+A shell ignores Ctrl-C for what it runs in the background, nohup ignores SIGHUP, and so would all processes that tests
+start there.
 """
 
 import signal
@@ -10,6 +11,8 @@ import torch
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")
