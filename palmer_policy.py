@@ -41,6 +41,8 @@ PICTURES_AT_ONCE = 128  # that a CPU encodes
 # What the settings of an agent may be stands beside them here too, so that a file's can be checked where there is no
 # training script; a test compares.
 Width, Layers = Annotated[int, Range(1, 8192)], Annotated[int, Range(1, 64)]
+Heads, FFMult, MemoryLength = (Annotated[int, Range(1, most)] for most in (512, 64, 65_536))
+Positions = Literal["rotary", "absolute"]
 
 
 class KeyValueCache:
@@ -802,10 +804,10 @@ class PalmerPolicy(MemoryPolicy):
         *,
         lstm_layers: Layers,
         trxl_layers: Layers,
-        trxl_heads: Annotated[int, Range(1, 512)],
-        trxl_ff_mult: Annotated[int, Range(1, 64)],
-        memory_length: Annotated[int, Range(1, 65_536)],
-        positions: Literal["rotary", "absolute"],
+        trxl_heads: Heads,
+        trxl_ff_mult: FFMult,
+        memory_length: MemoryLength,
+        positions: Positions,
         gate_floor: Annotated[float, Range(0, 1)],
         fixed_gate: Annotated[float | None, Range(0, 1)],
         width: Width,
@@ -861,10 +863,10 @@ class TrXLPolicy(MemoryPolicy):
         action_space: gym.Space,
         *,
         trxl_layers: Layers,
-        trxl_heads: Annotated[int, Range(1, 512)],
-        trxl_ff_mult: Annotated[int, Range(1, 64)],
-        memory_length: Annotated[int, Range(1, 65_536)],
-        positions: Literal["rotary", "absolute"],
+        trxl_heads: Heads,
+        trxl_ff_mult: FFMult,
+        memory_length: MemoryLength,
+        positions: Positions,
         width: Width,
         **shared: Any,
     ):

@@ -9,6 +9,7 @@ from harness.checkpoint import check_form
 from harness.flags import Range, args_in_file
 from harness.input_error import InputError, shortened
 from memory_aids import MemoryAidArgs, MemoryAids
+from palmer_policy import Width
 from tasks import TaskArgs, make_envs
 
 
@@ -17,7 +18,7 @@ class Settings(MemoryAidArgs, TaskArgs):
     """The settings of a run that make its memory aids what they are."""
 
     num_steps: Annotated[int, Range(1, 65_536)] = 32
-    width: Annotated[int, Range(1, 8192)] = 128
+    width: Width = 128
 
 
 def load_aids(checkpoint: dict[str, Any], task: TaskArgs, where: str) -> MemoryAids | None:
