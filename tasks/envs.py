@@ -1,7 +1,6 @@
 """N environments of one task, as tables or from the Gymnasium package, which look the same from outside."""
 
 import functools
-import warnings
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from typing import Any
@@ -124,14 +123,16 @@ class GymnasiumEnvs:
         except Exception as error:  # whatever an environment of one's own does
             failed = f"--env-id {self._task.env_id}: its {what} fails"
             if self._task.async_envs and isinstance(error, (EOFError, ConnectionError)):
-                # Of a process that was killed only the broken pipe tells.
+                # Of a process that ended by itself or was killed only the broken pipe tells.
                 ended = wait([process.sentinel for process in self._envs.processes], timeout=10)
                 for process in self._envs.processes:
                     process.join(10 if process.sentinel in ended else 0)  # its exit code comes a moment after
                 codes = [process.exitcode for process in self._envs.processes if process.exitcode]
+                for process in self._envs.processes:  # the package's own `close` would wait for this step
+                    process.terminate()
+                    process.join()
+                self._envs.closed = True
                 if codes:
-                    with warnings.catch_warnings(action="ignore"):  # that a step was still awaited
-                        self._envs.close(terminate=True)
                     raise RunError(f"{failed}, as its process ended with exit code {codes[0]}.") from None
             raise RunError(f"{failed} with {first_line(error)}.") from error
 

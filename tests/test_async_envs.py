@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium
 import pytest
 import torch
 from stand_ins import ROOT
@@ -38,16 +39,41 @@ def test_they_play_the_episodes_that_they_would_play_one_after_the_other():
             envs.close()
 
 
-def test_when_an_environments_process_is_killed_one_sentence_says_so():
+@pytest.mark.parametrize("killed", [[0], [1], [0, 1]])
+def test_when_an_environments_process_is_killed_one_sentence_says_so(killed):
     envs = make_envs(TaskArgs("CartPole-v1", async_envs=True), 2)
     try:
         envs.reset()
-        os.kill(envs._envs.processes[1].pid, signal.SIGKILL)
+        for number in killed:
+            os.kill(envs._envs.processes[number].pid, signal.SIGKILL)
         with pytest.raises(RunError, match="CartPole-v1: its step fails, as its process ended with exit code -9"):
             envs.step(torch.tensor([0, 1]))
         assert not any(process.is_alive() for process in envs._envs.processes)
     finally:
         envs.close()
+
+
+class Leaving(gymnasium.Env):
+    """Ends its process at the first step, as if all were well."""
+
+    observation_space, action_space = gymnasium.spaces.Discrete(2), gymnasium.spaces.Discrete(2)
+
+    def reset(self, seed=None, options=None):
+        return 0, {}
+
+    def step(self, action):
+        os._exit(0)
+
+
+gymnasium.register("Leaving-v0", entry_point=Leaving)
+
+
+def test_an_environment_that_ends_its_process_is_waited_for_no_longer():
+    envs = make_envs(TaskArgs("test_async_envs:Leaving-v0", async_envs=True), 2)
+    envs.reset()
+    with pytest.raises(RunError, match="Leaving-v0: its step fails with (EOFError|ConnectionResetError|BrokenPipe)"):
+        envs.step(torch.tensor([0, 1]))
+    envs.close()
 
 
 def test_when_the_run_is_killed_its_environments_processes_end_and_it_goes_on(tmp_path):
