@@ -63,6 +63,8 @@ class Args:
     """episode limit in steps; 0: the environment's own; not given: as in training"""
     memory_length: Annotated[int | None, Range(1, 65_536)] = None
     """steps that the Transformer sees; not given: as in training"""
+    cut: Literal["lstm", "transformer"] | None = None
+    """leave this memory nothing but the present step, to see what it is worth; the other one keeps all"""
     json: bool = False
     """print one JSON object and nothing else"""
     video: str | None = None
@@ -397,6 +399,10 @@ def main(args: Args) -> dict[str, Any]:
 
 def evaluate(args: Args) -> list[tuple[dict[str, Any], str]]:
     """The result, and the id of the environment that the agent was trained on; with --beside of two agents."""
+    if args.cut == "transformer" and args.memory_length is not None:
+        raise InputError(
+            f"--memory-length {args.memory_length}: must not be given with --cut transformer, which sets it."
+        )
     if args.beside is not None and args.page is None:
         raise InputError(f"--beside {args.beside}: must be given with --page, where the two agents stand.")
     players = [load_player(args, "--checkpoint", args.checkpoint)]
@@ -412,6 +418,8 @@ def evaluate(args: Args) -> list[tuple[dict[str, Any], str]]:
         for player, track, video in zip(players, tracks, (args.video, None), strict=False):
             algo, step = player.checkpoint["algo"], player.checkpoint["step"]
             result = evaluate_policy(player.policy, player.task, algo, step, **settings, video=video, track=track)
+            if args.cut is not None:
+                result["cut"] = args.cut
             results.append((result, player.checkpoint["args"]["env_id"]))
     return results
 
@@ -424,6 +432,8 @@ def load_player(args: Args, flag: str, file: str) -> Player:
     # What stands beside may be another kind of agent.
     if args.memory_length is not None and (flag == "--checkpoint" or hasattr(policy, "transformer")):
         set_memory_length(policy, checkpoint["algo"], args.memory_length)
+    if args.cut is not None and (flag == "--checkpoint" or hasattr(policy, args.cut)):
+        cut_memory(policy, checkpoint["algo"], args.cut)
     return Player(policy, task, trained_on, checkpoint, f"{flag} {file}")
 
 
@@ -472,6 +482,16 @@ def set_memory_length(policy: MemoryPolicy, algo: str, memory_length: int) -> No
     policy.transformer.memory_length = memory_length
 
 
+def cut_memory(policy: MemoryPolicy, algo: str, memory: str) -> None:
+    """Leave the LSTM or the Transformer nothing but the present step. Raises InputError where there is none."""
+    if not hasattr(policy, memory):
+        raise InputError(f"--cut {memory}: must be a memory that the agent has, and {algo} agents lack this one.")
+    if memory == "lstm":
+        policy.lstm.cut = True
+    else:
+        policy.transformer.memory_length = 1
+
+
 def describe(result: dict[str, Any], trained_on: str) -> str:
     """The result in words."""
     lines = [
@@ -484,6 +504,8 @@ def describe(result: dict[str, Any], trained_on: str) -> str:
             f"success rate  {result['success_rate']:.3f}  "
             f"(95% Wilson interval {result['success_ci_low']:.3f} to {result['success_ci_high']:.3f})"
         )
+    if "cut" in result:
+        lines.append(f"memory cut    {result['cut']}: nothing but the present step")
     lines.append(f"time-outs     {result['timeout_rate']:.3f}  (at {result['step_limit']:,} steps)")
     lines.append(f"mean length   {result['mean_length']:.1f} steps")
     lines.append(f"mean return   {result['mean_return']:.3f}")

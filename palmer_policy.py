@@ -352,6 +352,8 @@ class LSTMScan(torch.autograd.Function):
 class LSTMMemory(nn.Module):
     """A stack of L LSTM layers of width D (Hochreiter & Schmidhuber 1997) that forget at every episode start."""
 
+    cut = False  # forget before every step instead, to see what the LSTM is worth
+
     def __init__(self, width: int, layers: int):
         super().__init__()
         self.width = width
@@ -362,6 +364,8 @@ class LSTMMemory(nn.Module):
     def forward(self, x: Tensor, h: Tensor, c: Tensor, episode_start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (T, B, D), h and c (L, B, D), episode_start (T, B) bool -> h^L (T, B, D), new h, new c."""
         keep = (~episode_start).to(x.dtype)[..., None]
+        if self.cut:
+            keep = torch.zeros_like(keep)
         last_h, last_c = [], []
         for layer, (linear, weight_hh) in enumerate(zip(self.input, self.weight_hh, strict=True)):
             x, h_l, c_l = LSTMScan.apply(linear(x), weight_hh, h[layer], c[layer], keep)

@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from agents import TASKS, save_agent
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
@@ -287,6 +288,29 @@ def test_evaluation_with_another_memory_length(monkeypatch, tmp_path):
         assert result["memory_length"] == seen == max(cached) + 1, "the cached steps and the present one"
 
 
+def test_a_memory_that_is_cut_off_has_the_present_step_alone(tmp_path):
+    """With one memory alone and that one cut, what remains is the agent that forgets everything."""
+    for algo, memory in (("lstm", "lstm"), ("trxl", "transformer")):
+        whole, forgets = tmp_path / f"{algo}.pt", tmp_path / f"{algo}_forgets.pt"
+        save_agent(whole, algo, **TASKS["cells"])
+        save_agent(forgets, algo, **TASKS["cells"], forget=True)
+        results = [
+            evaluate.main(evaluate.Args(checkpoint=str(file), episodes=20, cut=cut))
+            for file, cut in ((whole, memory), (forgets, None), (whole, None))
+        ]
+        assert results[0].pop("cut") == memory
+        cut, expected, not_cut = ([r["mean_length"], r["success_rate"], r["mean_return"]] for r in results)
+        assert cut == expected != not_cut
+
+
+def test_the_other_memory_keeps_all(tmp_path):
+    file = tmp_path / "palmer.pt"
+    save_agent(file, "palmer", **TASKS["popgym"])
+    flags = {"checkpoint": str(file), "episodes": 20, "env_id": TASKS["popgym"]["env_id"]}
+    returns = [evaluate.main(evaluate.Args(**flags, cut=cut))["mean_return"] for cut in (None, "lstm", "transformer")]
+    assert len(set(returns)) == 3
+
+
 def test_a_video_shows_five_episodes(monkeypatch, trained, tmp_path):
     shown = []
     add = evaluate.Film.add
@@ -394,6 +418,8 @@ def test_evaluate_refuses_what_does_not_fit(trained, tmp_path):
         ({"checkpoint": str(good), "episodes": 0}, "--episodes 0"),
         ({"checkpoint": str(good), "memory_length": 0}, "--memory-length 0"),
         ({"checkpoint": str(tmp_path / "lstm" / "checkpoint.pt"), "memory_length": 9}, "--memory-length 9.*lstm"),
+        ({"checkpoint": str(tmp_path / "lstm" / "checkpoint.pt"), "cut": "transformer"}, "--cut transformer.*lstm"),
+        ({"checkpoint": str(good), "cut": "transformer", "memory_length": 9}, "--memory-length 9.*--cut"),
         ({"checkpoint": str(good), "video": "film.avi"}, "--video film.avi"),
     ):
         with pytest.raises(InputError, match=sentence):
