@@ -31,6 +31,7 @@ COLUMNS = {
     "return": 3,
     "greedy_success": 3,
     "greedy_length": 1,
+    "greedy_return": 3,
     "steps_to_0.95": 0,
     "steps_to_0.99": 0,
     "seconds_to_0.95": 0,
@@ -83,6 +84,7 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
                 "return": sampled.get("mean_return"),
                 "greedy_success": greedy.get("success_rate"),
                 "greedy_length": greedy.get("mean_length"),
+                "greedy_return": greedy.get("mean_return"),
                 **{name: summary[name] for name in COLUMNS if name in summary},
             }
         )

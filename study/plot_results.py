@@ -7,30 +7,34 @@ and README.md, so that no number there is typed by hand. A part of the study tha
 """
 
 import functools
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from rliable import library as rly
 from rliable import metrics
 
 from scripts.sweep_table import Parser, refuse
-from study.files import whole
+from study import figures, plot_scorecard
+from study.figures import (
+    AGENTS,
+    COLORS,
+    band,
+    by_seed,
+    interval,
+    markdown,
+    median,
+    number,
+    panels,
+    read,
+    replace_table,
+    save,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
 ENVS = {
     f"MiniGrid-Memory{name}-v0": name
     for name in ("S11", "S13", "S13Random", *(f"S{size}Random" for size in (17, 21, 25, 33, 49, 65)))
 }
-AGENTS = {"palmer": "PALMER", "lstm": "PPO-LSTM", "trxl": "PPO-TrXL"}
-COLORS = {"palmer": "#d1495b", "lstm": "#2e86ab", "trxl": "#6a994e"}
 # Labels of the ablations, in the order of the table.
 ABLATIONS = {
     "": "PALMER, nothing changed",
@@ -45,24 +49,12 @@ ABLATIONS = {
     "relu_head": "heads with a ReLU layer",
 }
 ORIGINAL = {"plain_ppo": "as published: plain PPO", "with_aids": "with recall and visit bonus"}
-BOOTSTRAP_REPETITIONS = 2_000
 LEAST_SEEDS = 3  # fewer tell nothing about which agent is better
 GUESSING = 0.5
 WHOLE_EPISODE = 400  # memory length, in steps, with which benchmark.sh lets the Transformer see all of an episode
 
 
 # ------------------------------------------------------------------------------------------------ reading
-
-
-def read(part: str, name: str) -> pd.DataFrame | None:
-    """results/{part}/{name}.csv, or None if it is not there."""
-    file = ROOT / "results" / part / f"{name}.csv"
-    if not file.exists():
-        return None
-    table = pd.read_csv(file, keep_default_na=True)
-    if "experiment" in table:
-        table["experiment"] = table["experiment"].fillna("")
-    return table
 
 
 @functools.cache
@@ -72,34 +64,7 @@ def shortest() -> dict[str, float]:
     return {} if table is None else dict(zip(table["env"], table["length"], strict=True))
 
 
-def by_seed(curves: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (P,) and values (seeds, P) of one agent on one environment; rows that not all seeds have are left out."""
-    table = curves.pivot(index="step", columns="seed", values=column).dropna()
-    return table.index.to_numpy(), table.to_numpy().T
-
-
 # ------------------------------------------------------------------------------------------------ figures
-
-
-def band(ax: Axes, steps: np.ndarray, values: np.ndarray, label: str, color: str | None = None) -> None:
-    """The median over seeds as a line, from the least to the largest seed shaded."""
-    (line,) = ax.plot(steps / 1e6, np.median(values, 0), color=color, label=label, lw=1.6)
-    ax.fill_between(steps / 1e6, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, lw=0)
-
-
-def panels(count: int, height: float = 3.0) -> tuple[plt.Figure, np.ndarray]:
-    figure, axes = plt.subplots(1, count, figsize=(3.1 * count, height), sharey=True, squeeze=False)
-    return figure, axes[0]
-
-
-def save(figure: plt.Figure, name: str) -> None:
-    for ax in figure.axes:
-        ax.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    with whole(ROOT / "results" / "figures" / f"{name}.png") as temporary:
-        figure.savefig(temporary, dpi=130)
-    plt.close(figure)
-    print(f"results/figures/{name}.png")
 
 
 def plot_training(curves: pd.DataFrame, column: str, label: str, name: str) -> None:
@@ -203,12 +168,6 @@ def negated(runs: pd.DataFrame, column: str) -> np.ndarray:
     return -runs.pivot(index="seed", columns="env", values=column).fillna(1e9).to_numpy()
 
 
-def interval(function, values: dict) -> tuple[dict, dict]:
-    """rliable's estimates with 95% stratified bootstrap intervals; the same at every call."""
-    np.random.seed(0)  # rliable draws from NumPy's global generator, whatever random_state it is given
-    return rly.get_interval_estimates(values, function, reps=BOOTSTRAP_REPETITIONS)
-
-
 def better(ours: pd.DataFrame, theirs: pd.DataFrame, column: str) -> str:
     """Probability that a run of ours has less of a column than one of theirs, ties counting half, with interval."""
     pair = {"pair": (negated(ours, column), negated(theirs, column))}
@@ -255,15 +214,6 @@ def plot_profiles(runs: pd.DataFrame) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ tables
-
-
-def median(values: pd.Series) -> float:
-    """Missing values, of runs that never got there, count as infinitely late."""
-    return float(values.fillna(np.inf).median())
-
-
-def number(value: float, text: str) -> str:
-    return text.format(value) if np.isfinite(value) else "never"
 
 
 def main_table(runs: pd.DataFrame) -> list[list[str]]:
@@ -432,30 +382,13 @@ def groups(runs: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]
                 yield (env, algo), group
 
 
-def markdown(rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
-
-
-def replace_table(name: str, table: str) -> None:
-    """Put the table between its marks in REPORT.md and README.md."""
-    pattern = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-    for document in ("REPORT.md", "README.md"):
-        file = ROOT / document
-        if file.exists():
-            text = file.read_text(encoding="utf-8")
-            with whole(file) as temporary:
-                new_text = pattern.sub(lambda match: match[1] + table + "\n" + match[2], text)
-                temporary.write_text(new_text, encoding="utf-8")
-
-
 def check_inputs() -> None:
     """Ends the program, before anything is drawn, where a table that is needed is missing."""
     for part in ("main", "ablations", "original", "larger"):
-        files = [ROOT / "results" / part / f"{name}.csv" for name in ("runs", "curves")]
+        files = [figures.ROOT / "results" / part / f"{name}.csv" for name in ("runs", "curves")]
         missing = [file for file in files if not file.is_file()]
         if missing and (part == "main" or len(missing) == 1):
-            name = missing[0].relative_to(ROOT).as_posix()
+            name = missing[0].relative_to(figures.ROOT).as_posix()
             refuse(f"{name} is missing; make it with: bash study/benchmark.sh {part}")
 
 
@@ -495,7 +428,7 @@ def main() -> None:
             if len(rows):
                 plot_training(rows, "success", "success of the last 500 episodes", f"original_{experiment}")
 
-    folder = ROOT / "results" / "generalise"
+    folder = figures.ROOT / "results" / "generalise"
     if (folder / "runs.jsonl").exists():
         played = pd.read_json(folder / "runs.jsonl", lines=True)
         agents = {agent: played[played["algo"] == algo] for algo, agent in AGENTS.items()}
@@ -521,6 +454,8 @@ def main() -> None:
 
     if (looks := read("starts", "ablations")) is not None:
         replace_table("looks", markdown(looks_table(looks)))
+
+    plot_scorecard.main()
 
 
 if __name__ == "__main__":

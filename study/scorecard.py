@@ -20,8 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import tyro
+
+import ppo_lstm
 from harness.flags import Range, check_args, run_script
 from harness.input_error import InputError
+from tasks import TaskArgs
 
 
 class Task(NamedTuple):
@@ -29,36 +33,117 @@ class Task(NamedTuple):
 
     env_id: str
     steps: int  # of training
+    measure: str  # column of runs.csv that counts: success or return, with sampled or with greedy actions
+    best: float  # the largest possible value of the measure, or the best known one
+    goal: float  # what PALMER should reach
+    published: str = ""  # the best known agent's, and at how many steps
     flags: str = ""  # settings of all agents that differ from the defaults
     window: str = ""  # likewise, of those with a Transformer
 
 
+MMER = "mean return of the best epoch, 15M steps (Morad et al. 2023)"
+NI = "solved by a DQN with a Transformer (Ni et al. 2023)"
 THEIR_TMAZE = "--last-action --last-reward"  # what the agents of the T-maze's authors see
+
+
+def popgym(name: str) -> str:
+    return f"popgym:popgym-{name}-v0"
+
+
+def passive_tmaze(length: int) -> dict[str, str]:
+    """Settings for a corridor of `length` steps, all of which the Transformer sees."""
+    return {
+        "flags": f"--env-kwargs '{{\"length\": {length}}}' {THEIR_TMAZE}",
+        "window": f"--memory-length {length + 4}",
+    }
+
+
 TASKS = {
-    "noisy_s17random": Task("palmer/NoisyMemoryS17Random-v0", 1_000_000),
-    "repeat_first_medium": Task("popgym:popgym-RepeatFirstMedium-v0", 2_000_000),
-    "repeat_previous_medium": Task("popgym:popgym-RepeatPreviousMedium-v0", 1_000_000, "--num-steps 64 --gamma 0.9"),
-    "repeat_previous_hard": Task(
-        "popgym:popgym-RepeatPreviousHard-v0", 2_000_000, "--num-steps 128 --gamma 0.9", "--memory-length 128"
+    "s13": Task("MiniGrid-MemoryS13-v0", 600_000, "success", 1, 0.99, "0.50 at 2M steps (the original PALMER)"),
+    "s17random": Task("MiniGrid-MemoryS17Random-v0", 600_000, "success", 1, 0.99, "0.50 at 2M (the original PALMER)"),
+    "noisy_s17random": Task("palmer/NoisyMemoryS17Random-v0", 1_000_000, "success", 1, 0.95),
+    "repeat_first_medium": Task(
+        popgym("RepeatFirstMedium"), 1_000_000, "return", 1, 0.95, f"GRU 1.000, -0.42 at 3M steps; {MMER}"
     ),
-    "autoencode_easy": Task("popgym:popgym-AutoencodeEasy-v0", 3_000_000),
-    "count_recall_easy": Task("popgym:popgym-CountRecallEasy-v0", 2_000_000),
-    "count_recall_medium": Task("popgym:popgym-CountRecallMedium-v0", 3_000_000),
-    "concentration_easy": Task("popgym:popgym-ConcentrationEasy-v0", 3_000_000, "--last-action"),
-    "noisy_cartpole_hard": Task("popgym:popgym-NoisyPositionOnlyCartPoleHard-v0", 2_000_000),
-    "cartpole": Task("palmer/CartPoleNoVelocity-v0", 100_000, "--num-envs 8 --num-steps 64 --gamma 0.98"),
+    "repeat_previous_medium": Task(
+        popgym("RepeatPreviousMedium"),
+        1_000_000,
+        "return",
+        1,
+        0.95,
+        f"best of 13 models 0.789, GRU -0.315; {MMER}",
+        flags="--num-steps 64 --gamma 0.9",
+    ),
+    "repeat_previous_hard": Task(
+        popgym("RepeatPreviousHard"),
+        2_000_000,
+        "return",
+        1,
+        0.95,
+        f"LMU 0.191, GRU -0.428; {MMER}",
+        flags="--num-steps 128 --gamma 0.9",
+        window="--memory-length 128",
+    ),
+    "repeat_xor_parity": Task(
+        "palmer/RepeatXorParity-v0", 1_000_000, "return", 1, 0.95, flags="--num-steps 64 --gamma 0.9"
+    ),
+    "autoencode_easy": Task(
+        popgym("AutoencodeEasy"),
+        3_000_000,
+        "return",
+        1,
+        0.495,
+        f"SHM 0.495 (Le et al. 2024), GRU -0.283; {MMER}",
+    ),
+    "count_recall_easy": Task(
+        popgym("CountRecallEasy"), 2_000_000, "return", 1, 0.509, f"LSTM 0.509, GRU 0.177; {MMER}"
+    ),
+    "count_recall_medium": Task(popgym("CountRecallMedium"), 3_000_000, "return", 1, -0.40, f"best -0.519; {MMER}"),
+    "concentration_easy": Task(
+        popgym("ConcentrationEasy"), 3_000_000, "return", 1, 0.107, f"FFM 0.107; {MMER}", flags="--last-action"
+    ),
+    "noisy_cartpole_hard": Task(
+        popgym("NoisyPositionOnlyCartPoleHard"), 2_000_000, "return", 1, 0.404, f"0.404; {MMER}"
+    ),
+    "cartpole": Task(
+        "palmer/CartPoleNoVelocity-v0",
+        100_000,
+        "greedy_return",
+        500,
+        500,
+        "RecurrentPPO of sb3-contrib 500 at 100k steps",
+        flags="--num-envs 8 --num-steps 64 --gamma 0.98",
+    ),
     "pendulum": Task(
-        "palmer/PendulumNoVelocity-v0", 300_000, "--num-envs 8 --num-steps 128 --gamma 0.9 --vf-coef 20"
+        "palmer/PendulumNoVelocity-v0",
+        300_000,
+        "greedy_return",
+        -157,
+        -218,
+        "RecurrentPPO of sb3-contrib -218 at 100k steps",
+        flags="--num-envs 8 --num-steps 128 --gamma 0.9 --vf-coef 20",
     ),
     "tmaze_passive_100": Task(
-        "palmer/TMazePassive-v0",
-        1_000_000,
-        f"--env-kwargs '{{\"length\": 100}}' {THEIR_TMAZE}",
-        "--memory-length 128",
+        "palmer/TMazePassive-v0", 1_000_000, "success", 1, 0.95, f"{NI}, 2M steps", **passive_tmaze(100)
     ),
-    "tmaze_active_50": Task("palmer/TMazeActive-v0", 1_000_000, THEIR_TMAZE),
-    "parity_25": Task("palmer/Parity-v0", 1_000_000),
-    "recall_xor_parity": Task("palmer/RecallXorParity-v0", 2_000_000),
+    "tmaze_passive_250": Task(
+        "palmer/TMazePassive-v0", 2_000_000, "success", 1, 0.95, f"{NI}, 4M steps", **passive_tmaze(250)
+    ),
+    "tmaze_passive_500": Task(
+        "palmer/TMazePassive-v0", 2_000_000, "success", 1, 0.95, f"{NI}, 4M steps", **passive_tmaze(500)
+    ),
+    "tmaze_active_50": Task(
+        "palmer/TMazeActive-v0", 1_000_000, "success", 1, 0.95, f"{NI}, 2M steps", flags=THEIR_TMAZE
+    ),
+    "parity_25": Task(
+        "palmer/Parity-v0",
+        1_000_000,
+        "success",
+        1,
+        0.99,
+        "an LSTM solves it, a Transformer does not (Lu et al. 2024)",
+    ),
+    "recall_xor_parity": Task("palmer/RecallXorParity-v0", 1_000_000, "success", 1, 0.95),
 }
 AGENTS = {  # script and flags
     "palmer": ("palmer", ""),
@@ -83,6 +168,12 @@ class Options:
     """folder for the runs"""
     dry: bool = False
     """only print the commands"""
+
+
+def task_args(name: str) -> TaskArgs:
+    """The task's environment, as its agents see it."""
+    words = ["--env-id", TASKS[name].env_id, *shlex.split(TASKS[name].flags)]
+    return tyro.cli(ppo_lstm.Args, args=words)
 
 
 def folder_of(options: Options, task: str, agent: str, seed: int) -> Path:

@@ -27,6 +27,7 @@ from harness.input_error import InputError
 from palmer_policy import POLICIES, PolicyOutput
 from study import (
     collect_results,
+    figures,
     measure_gate,
     measure_starts,
     plot_results,
@@ -407,7 +408,7 @@ def test_scores_are_the_budget_left_and_zero_for_never():
 
 
 def test_aggregates_know_who_is_better(monkeypatch):
-    monkeypatch.setattr(plot_results, "BOOTSTRAP_REPETITIONS", 50)
+    monkeypatch.setattr(figures, "BOOTSTRAP_REPETITIONS", 50)
     table = plot_results.aggregates_table(some_runs())
     assert table[1][1].startswith("0.800")
     assert table[2][2].startswith("1.00") and table[3][2].startswith("1.00"), "fewer steps in every run"
@@ -417,7 +418,7 @@ def test_aggregates_know_who_is_better(monkeypatch):
 
 
 def test_ablations_are_compared_with_the_unchanged_agent(monkeypatch):
-    monkeypatch.setattr(plot_results, "BOOTSTRAP_REPETITIONS", 50)
+    monkeypatch.setattr(figures, "BOOTSTRAP_REPETITIONS", 50)
     unchanged = some_runs().query("algo == 'palmer'").assign(success=1.0)
     slower = unchanged.assign(experiment="fixed_gate", length=14.0)
     slower["steps_to_0.99"] += 1_000
@@ -487,16 +488,16 @@ def test_looks_tell_a_lack_of_looking_from_a_lack_of_memory():
 
 
 def test_tables_in_documents_are_replaced_where_marked(tmp_path, monkeypatch):
-    monkeypatch.setattr(plot_results, "ROOT", tmp_path)
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
     (tmp_path / "REPORT.md").write_text("a\n<!-- table x -->\nold\n<!-- end -->\nb\n<!-- table y -->\n<!-- end -->\n")
-    plot_results.replace_table("x", plot_results.markdown([["h", "i"], ["1", "2"]]))
+    figures.replace_table("x", figures.markdown([["h", "i"], ["1", "2"]]))
     assert (tmp_path / "REPORT.md").read_text() == (
         "a\n<!-- table x -->\n| h | i |\n|---|---|\n| 1 | 2 |\n<!-- end -->\nb\n<!-- table y -->\n<!-- end -->\n"
     )
 
 
 def test_a_document_stays_until_the_next_one_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(plot_results, "ROOT", tmp_path)
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
     (tmp_path / "REPORT.md").write_bytes(document := b"a\n<!-- table x -->\nold\n<!-- end -->\nb\n")
 
     def half(file, text, **_):
@@ -506,14 +507,14 @@ def test_a_document_stays_until_the_next_one_is_written(tmp_path, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr(Path, "write_text", half)
         with pytest.raises(OSError, match="disk full"):
-            plot_results.replace_table("x", "new")
+            figures.replace_table("x", "new")
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("REPORT.md", document)]
 
 
 def test_a_figure_stays_until_the_next_one_is_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(plot_results, "ROOT", tmp_path)
-    figure, _ = plot_results.panels(1)
-    plot_results.save(figure, "x")
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    figure, _ = figures.panels(1)
+    figures.save(figure, "x")
     file = tmp_path / "results/figures/x.png"
     drawn = file.read_bytes()
     assert drawn.startswith(b"\x89PNG")
@@ -524,7 +525,7 @@ def test_a_figure_stays_until_the_next_one_is_drawn(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", half)
     with pytest.raises(OSError, match="disk full"):
-        plot_results.save(figure, "x")
+        figures.save(figure, "x")
     assert list(file.parent.iterdir()) == [file] and file.read_bytes() == drawn
 
 
@@ -540,7 +541,7 @@ def test_nothing_is_drawn_unless_all_can_be(present, missing, tmp_path, monkeypa
     for name in present:
         (tmp_path / "results" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"results/{name}.csv").write_bytes((ROOT / f"results/{name}.csv").read_bytes())
-    monkeypatch.setattr(plot_results, "ROOT", tmp_path)
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "argv", [""])
     with pytest.raises(SystemExit) as stopped:
         plot_results.main()

@@ -1,0 +1,90 @@
+"""What the report's figures and tables have in common: results/ is read, drawn, and put into the documents."""
+
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from rliable import library as rly
+
+from study.files import whole
+
+ROOT = Path(__file__).resolve().parent.parent
+AGENTS = {"palmer": "PALMER", "lstm": "PPO-LSTM", "trxl": "PPO-TrXL"}
+COLORS = {"palmer": "#d1495b", "lstm": "#2e86ab", "trxl": "#6a994e"}
+BOOTSTRAP_REPETITIONS = 2_000
+
+
+def read(part: str, name: str) -> pd.DataFrame | None:
+    """results/{part}/{name}.csv, or None if it is not there."""
+    file = ROOT / "results" / part / f"{name}.csv"
+    if not file.exists():
+        return None
+    table = pd.read_csv(file, keep_default_na=True)
+    if "experiment" in table:
+        table["experiment"] = table["experiment"].fillna("")
+    return table
+
+
+def by_seed(curves: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (P,) and values (seeds, P) of one agent on one environment; rows that not all seeds have are left out."""
+    table = curves.pivot(index="step", columns="seed", values=column).dropna()
+    return table.index.to_numpy(), table.to_numpy().T
+
+
+def band(ax: Axes, steps: np.ndarray, values: np.ndarray, label: str, color: str | None = None) -> None:
+    """The median over seeds as a line, from the least to the largest seed shaded."""
+    (line,) = ax.plot(steps / 1e6, np.median(values, 0), color=color, label=label, lw=1.6)
+    ax.fill_between(steps / 1e6, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, lw=0)
+
+
+def panels(count: int, height: float = 3.0) -> tuple[plt.Figure, np.ndarray]:
+    figure, axes = plt.subplots(1, count, figsize=(3.1 * count, height), sharey=True, squeeze=False)
+    return figure, axes[0]
+
+
+def save(figure: plt.Figure, name: str) -> None:
+    for ax in figure.axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    with whole(ROOT / "results" / "figures" / f"{name}.png") as temporary:
+        figure.savefig(temporary, dpi=130)
+    plt.close(figure)
+    print(f"results/figures/{name}.png")
+
+
+def interval(function, values: dict) -> tuple[dict, dict]:
+    """rliable's estimates with 95% stratified bootstrap intervals; the same at every call."""
+    np.random.seed(0)  # rliable draws from NumPy's global generator, whatever random_state it is given
+    return rly.get_interval_estimates(values, function, reps=BOOTSTRAP_REPETITIONS)
+
+
+def median(values: pd.Series) -> float:
+    """Missing values, of runs that never got there, count as infinitely late."""
+    return float(values.fillna(np.inf).median())
+
+
+def number(value: float, text: str) -> str:
+    return text.format(value) if np.isfinite(value) else "never"
+
+
+def markdown(rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def replace_table(name: str, table: str) -> None:
+    """Put the table between its marks in REPORT.md and README.md."""
+    pattern = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    for document in ("REPORT.md", "README.md"):
+        file = ROOT / document
+        if file.exists():
+            text = file.read_text(encoding="utf-8")
+            with whole(file) as temporary:
+                new_text = pattern.sub(lambda match: match[1] + table + "\n" + match[2], text)
+                temporary.write_text(new_text, encoding="utf-8")

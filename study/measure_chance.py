@@ -1,0 +1,52 @@
+"""What a random agent gets on those of the scorecard's tasks that count by return: 1,000 held-out episodes each.
+
+python -m study.measure_chance          -> results/scorecard/chance.csv
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from evaluate import UNLIMITED_STEPS, Episode
+from harness.flags import Range, check_args, run_script
+from harness.input_error import InputError
+from study.files import cannot_write, write_csv
+from study.scorecard import TASKS, task_args
+from tasks import make_real_env
+
+
+@dataclass
+class Options:
+    tasks: tuple[str, ...] = tuple(name for name, task in TASKS.items() if task.measure != "success")
+    """tasks to play"""
+    out: Path = Path("results/scorecard/chance.csv")
+    """table to write"""
+    episodes: Annotated[int, Range(1, 1_000_000)] = 1000
+    """episodes of each task"""
+
+
+def mean_return(name: str, episodes: int) -> float:
+    """Of an agent that draws its actions uniformly."""
+    env, seed = make_real_env(task_args(name)), 1
+    env.action_space.seed(seed)
+    total = 0.0
+    for number in range(episodes):
+        episode = Episode.start(env, 0, number, seed)
+        while not episode.end:
+            episode.act(env.action_space.sample(), UNLIMITED_STEPS)
+        total += episode.total_reward
+    env.close()
+    return total / episodes
+
+
+def main(options: Options) -> None:
+    """Raises InputError on wrong input."""
+    check_args(options)
+    if trouble := cannot_write(options.out):
+        raise InputError(f"--out {options.out}: must be a file that can be written ({trouble}).")
+    means = [(name, round(mean_return(name, options.episodes), 4)) for name in options.tasks]
+    write_csv(options.out, [{"task": name, "episodes": options.episodes, "return": mean} for name, mean in means])
+
+
+if __name__ == "__main__":
+    run_script(main, Options, {}, __doc__)

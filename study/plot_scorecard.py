@@ -1,0 +1,183 @@
+"""The scorecard's tables and figures, out of results/scorecard; called by study.plot_results.
+
+A run's score is its measure, success or return over its final held-out episodes, between chance (0) and the best
+possible (1), and no less than 0: chance is a coin flip where success counts, else what a random agent gets.
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from rliable import library as rly
+from rliable import metrics
+
+from study.figures import COLORS, band, by_seed, interval, markdown, read, replace_table, save
+from study.scorecard import AGENTS, TASKS, Task
+
+LABELS = {
+    "palmer": "PALMER",
+    "palmer_fixed_gate": "gate held at 0.5",
+    "palmer_no_age": "no recall by age",
+    "lstm": "PPO-LSTM",
+    "trxl": "PPO-TrXL",
+}
+SHADES = COLORS | {"palmer_fixed_gate": "#e8a33d", "palmer_no_age": "#8d6a9f"}
+NAMES = {
+    "s13": "MiniGrid-MemoryS13",
+    "s17random": "MiniGrid-MemoryS17Random",
+    "noisy_s17random": "the same with noise on every picture",
+    "repeat_first_medium": "RepeatFirstMedium",
+    "repeat_previous_medium": "RepeatPreviousMedium",
+    "repeat_previous_hard": "RepeatPreviousHard",
+    "repeat_xor_parity": "repeat xor parity",
+    "autoencode_easy": "AutoencodeEasy",
+    "count_recall_easy": "CountRecallEasy",
+    "count_recall_medium": "CountRecallMedium",
+    "concentration_easy": "ConcentrationEasy",
+    "noisy_cartpole_hard": "NoisyPositionOnlyCartPoleHard",
+    "cartpole": "CartPole without velocities",
+    "pendulum": "Pendulum without velocities",
+    "tmaze_passive_100": "passive T-maze, 100 steps",
+    "tmaze_passive_250": "passive T-maze, 250 steps",
+    "tmaze_passive_500": "passive T-maze, 500 steps",
+    "tmaze_active_50": "active T-maze, 50 steps",
+    "parity_25": "parity of up to 25 bits",
+    "recall_xor_parity": "recall xor parity",
+}
+LEAST_SEEDS = 3  # fewer tell nothing about which agent is better
+
+
+def chances() -> dict[str, float]:
+    """What an agent gets that guesses where success counts, and elsewhere a random one."""
+    measured = read("scorecard", "chance").set_index("task")["return"]
+    return {name: 0.5 if task.measure == "success" else measured[name] for name, task in TASKS.items()}
+
+
+def with_scores(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with the columns task, agent, measured and score."""
+    runs = runs.copy()
+    runs[["task", "agent"]] = runs["experiment"].str.split("/", expand=True)
+    runs = runs[runs["task"].isin(TASKS)]
+    chance = chances()
+    runs["measured"] = [row[TASKS[row["task"]].measure] for _, row in runs.iterrows()]
+    low = runs["task"].map(chance)
+    best = runs["task"].map({name: task.best for name, task in TASKS.items()})
+    runs["score"] = ((runs["measured"] - low) / (best - low)).clip(lower=0)
+    return runs
+
+
+def complete(runs: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Scores (seeds, tasks) of each agent, of the tasks and seeds that all agents have."""
+    table = runs.pivot_table(index=["seed", "task"], columns="agent", values="score").reindex(columns=list(AGENTS))
+    table = table.dropna().reset_index()
+    seeds = table.groupby("task")["seed"].agg(frozenset)
+    whole = [task for task in TASKS if task in seeds.index and len(seeds[task]) >= LEAST_SEEDS]
+    if not whole:
+        return {}
+    common = sorted(frozenset.intersection(*seeds[whole]))
+    if len(common) < LEAST_SEEDS:
+        return {}
+    table = table[table["task"].isin(whole) & table["seed"].isin(common)]
+    return {agent: table.pivot(index="seed", columns="task", values=agent)[whole].to_numpy() for agent in AGENTS}
+
+
+def digits(task: Task, value: float) -> str:
+    return f"{value:.0f}" if abs(task.best) > 10 else f"{value:.3f}"
+
+
+def steps(count: int) -> str:
+    return f"{count / 1e6:g}M" if count >= 1e6 else f"{count / 1e3:g}k"
+
+
+def card_table(runs: pd.DataFrame) -> list[list[str]]:
+    """A row for each task: median (least) over seeds of each agent, and whether PALMER's median reaches the goal."""
+    rows = [["task", "steps", "seeds", "chance", "published", "goal", *(LABELS[agent] for agent in AGENTS), "met"]]
+    chance = chances()
+    for name, task in TASKS.items():
+        here = runs[runs["task"] == name]
+        if not len(here):
+            continue
+        cells = []
+        for agent in AGENTS:
+            values = here[here["agent"] == agent]["measured"]
+            cells.append(f"{digits(task, values.median())} ({digits(task, values.min())})" if len(values) else "")
+        ours = here[here["agent"] == "palmer"]
+        seeds = "" if not len(ours) else str(len(ours))
+        met = "" if not len(ours) else "yes" if ours["measured"].median() >= task.goal else "no"
+        about = [steps(task.steps), seeds, digits(task, chance[name]), task.published or "none"]
+        rows.append([NAMES[name], *about, digits(task, task.goal), *cells, met])
+    return rows
+
+
+def card_aggregates_table(scores: dict[str, np.ndarray]) -> list[list[str]]:
+    """Interquartile mean of the scores, and how probably a run of PALMER is better, with 95% bootstrap intervals."""
+    iqm, bounds = interval(lambda x: np.array([metrics.aggregate_iqm(x)]), scores)
+    pairs = {agent: (scores["palmer"], scores[agent]) for agent in AGENTS if agent != "palmer"}
+    better, better_bounds = interval(metrics.probability_of_improvement, pairs)
+    rows = [["", "interquartile mean of scores", "PALMER better"]]
+    for agent in AGENTS:
+        low, high = bounds[agent].ravel()
+        row = [LABELS[agent], f"{iqm[agent][0]:.3f} ({low:.3f} to {high:.3f})", ""]
+        if agent != "palmer":
+            low, high = better_bounds[agent].ravel()
+            row[-1] = f"{float(better[agent]):.2f} ({low:.2f} to {high:.2f})"
+        rows.append(row)
+    return rows
+
+
+def settings_table() -> list[list[str]]:
+    rows = [["task", "`--env-id`", "settings of all agents", "of those with a Transformer"]]
+    for name, task in TASKS.items():
+        cells = (f"`{text}`" if text else "" for text in (task.env_id, task.flags, task.window))
+        rows.append([NAMES[name], *cells])
+    return rows
+
+
+def plot_card_profiles(scores: dict[str, np.ndarray]) -> None:
+    """Share of runs whose score is above each threshold."""
+    figure, ax = plt.subplots(figsize=(5.5, 3.6))
+    thresholds = np.linspace(0, 1, 101)
+    profile, bounds = interval(lambda x: rly.score_distributions(x, thresholds), scores)
+    for agent in AGENTS:
+        ax.plot(thresholds, profile[agent], color=SHADES[agent], label=LABELS[agent])
+        ax.fill_between(thresholds, *bounds[agent], color=SHADES[agent], alpha=0.12, lw=0)
+    ax.set(xlabel="score (0: chance, 1: best possible)", ylabel="share of runs with more", ylim=(0, 1.02))
+    ax.legend(frameon=False, fontsize=8)
+    save(figure, "scorecard_profiles")
+
+
+def plot_card_curves(curves: pd.DataFrame) -> None:
+    """Training success or return against steps: a panel for each task, a line for each agent."""
+    curves = curves.copy()
+    curves[["task", "agent"]] = curves["experiment"].str.split("/", expand=True)
+    names = [name for name in TASKS if name in set(curves["task"])]
+    columns = 4
+    figure, axes = plt.subplots(-(-len(names) // columns), columns, figsize=(13, 2.6 * -(-len(names) // columns)))
+    for ax in axes.ravel()[len(names) :]:
+        ax.axis("off")
+    for ax, name in zip(axes.ravel(), names, strict=False):
+        column = "success" if TASKS[name].measure == "success" else "return"
+        for agent in AGENTS:
+            rows = curves[(curves["task"] == name) & (curves["agent"] == agent)]
+            if rows[column].notna().any():
+                band(ax, *by_seed(rows, column), LABELS[agent], SHADES[agent])
+        ax.axhline(chances()[name], color="grey", lw=0.8, ls=":")
+        ax.set_title(NAMES[name], fontsize=8)
+        ax.tick_params(labelsize=7)
+    handles = [plt.Line2D([], [], color=SHADES[agent], label=LABELS[agent]) for agent in AGENTS]
+    axes.ravel()[0].legend(handles=handles, frameon=False, fontsize=6)
+    figure.supxlabel("environment steps (millions)", fontsize=8)
+    save(figure, "scorecard_curves")
+
+
+def main() -> None:
+    """Nothing is drawn where there are no results yet."""
+    replace_table("settings", markdown(settings_table()))
+    runs = read("scorecard", "runs")
+    if runs is None:
+        return
+    runs = with_scores(runs)
+    replace_table("card", markdown(card_table(runs)))
+    plot_card_curves(read("scorecard", "curves"))
+    if scores := complete(runs):
+        replace_table("card aggregates", markdown(card_aggregates_table(scores)))
+        plot_card_profiles(scores)

@@ -1,0 +1,137 @@
+"""study/plot_scorecard.py and study/measure_chance.py: what counts on the scorecard, and what is compared."""
+
+import csv
+import math
+
+import pandas as pd
+import pytest
+
+from harness.input_error import InputError
+from study import figures, measure_chance, plot_scorecard
+from study.scorecard import AGENTS, TASKS
+
+CHANCES = {"repeat_previous_medium": -0.5, "pendulum": -1257.0}
+AT = {"palmer": 0.9, "palmer_fixed_gate": 0.6, "palmer_no_age": 0.5, "lstm": 0.2, "trxl": 0.6}
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path, monkeypatch):
+    """Stands in for results/, with what chance gets."""
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    monkeypatch.setattr(figures, "BOOTSTRAP_REPETITIONS", 50)
+    folder = tmp_path / "results/scorecard"
+    folder.mkdir(parents=True)
+    rows = [{"task": name, "return": CHANCES.get(name, 0.0)} for name in TASKS if TASKS[name].measure != "success"]
+    pd.DataFrame(rows).to_csv(folder / "chance.csv", index=False)
+    return folder
+
+
+def card(tasks=("parity_25", "repeat_previous_medium", "pendulum"), seeds=(11, 12, 13)):
+    """Runs of all agents: success as in AT, return a little less, by the seed; greedy return -157 at 1."""
+    rows = []
+    for task in tasks:
+        for agent, at in AT.items():
+            for seed in seeds:
+                row = {"experiment": f"{task}/{agent}", "algo": AGENTS[agent][0], "seed": seed}
+                rows.append(
+                    row | {"success": at, "return": at - seed / 1000, "greedy_return": -1000 * (1 - at) - 157}
+                )
+    return plot_scorecard.with_scores(pd.DataFrame(rows))
+
+
+def test_a_score_lies_between_chance_and_the_best_possible():
+    runs = card().set_index(["task", "agent", "seed"])["score"]
+    assert runs["parity_25", "palmer", 11] == pytest.approx((0.9 - 0.5) / 0.5), "success beyond a coin flip"
+    assert runs["parity_25", "lstm", 11] == 0, "no less than chance"
+    assert runs["repeat_previous_medium", "palmer", 12] == pytest.approx((0.888 + 0.5) / 1.5), "sampled actions"
+    assert runs["pendulum", "trxl", 12] == pytest.approx(1 - 400 / 1100), "greedy ones, from -1257 to -157"
+
+
+def test_the_card_gives_medians_and_says_whether_the_goal_is_met():
+    table = plot_scorecard.card_table(card())
+    by_task = {row[0]: dict(zip(table[0], row, strict=True)) for row in table[1:]}
+    medium, pendulum = by_task["RepeatPreviousMedium"], by_task["Pendulum without velocities"]
+    assert (medium["steps"], medium["seeds"], medium["chance"], medium["goal"]) == ("1M", "3", "-0.500", "0.950")
+    assert medium["PALMER"] == "0.888 (0.887)" and medium["PPO-TrXL"] == "0.588 (0.587)" and medium["met"] == "no"
+    assert "0.789" in medium["published"]
+    assert pendulum["PALMER"] == "-257 (-257)" and pendulum["steps"] == "300k" and pendulum["met"] == "no"
+    assert by_task["parity of up to 25 bits"]["met"] == "no" and len(by_task) == 3
+    solved = card(("parity_25",)).assign(measured=1.0)
+    assert plot_scorecard.card_table(solved)[1][-1] == "yes"
+
+
+def test_an_agent_without_a_run_has_an_empty_cell():
+    runs = card(("parity_25",))
+    (row,) = plot_scorecard.card_table(runs[runs["agent"] == "lstm"])[1:]
+    assert row[2] == "" and row[-1] == "" and [bool(cell) for cell in row[6:11]] == [False, False, False, True, False]
+
+
+def test_only_what_all_agents_have_is_compared():
+    runs = card()
+    scores = plot_scorecard.complete(runs)
+    assert {agent: values.shape for agent, values in scores.items()} == {agent: (3, 3) for agent in AGENTS}
+    # In the order of TASKS.
+    assert scores["palmer"][0] == pytest.approx([(0.889 + 0.5) / 1.5, 1 - 100 / 1100, 0.8])
+    lacking = runs[~((runs["agent"] == "trxl") & (runs["task"] == "pendulum") & (runs["seed"] == 13))]
+    assert plot_scorecard.complete(lacking)["lstm"].shape == (3, 2), "a task with two seeds is left out"
+    more = pd.concat([runs, card(("parity_25",), seeds=(14, 15))])
+    assert plot_scorecard.complete(more)["lstm"].shape == (3, 3), "a task's further seeds are left out"
+    assert plot_scorecard.complete(card(seeds=(11, 12))) == {}
+
+
+def test_aggregates_know_who_is_better():
+    table = plot_scorecard.card_aggregates_table(plot_scorecard.complete(card()))
+    assert [row[0] for row in table[1:]] == [plot_scorecard.LABELS[agent] for agent in AGENTS]
+    means = [float(row[1].split()[0]) for row in table[1:]]
+    assert means[0] > means[1] == means[4] > means[2] > means[3], "the scores of AT"
+    assert all(row[2].startswith("1.00") for row in table[2:]) and table[1][2] == ""
+
+
+def test_all_tasks_and_agents_have_names():
+    assert list(plot_scorecard.NAMES) == list(TASKS)
+    assert set(plot_scorecard.LABELS) == set(plot_scorecard.SHADES) == set(AGENTS)
+
+
+def test_settings_are_those_of_the_runner():
+    rows = {row[0]: row[1:] for row in plot_scorecard.settings_table()[1:]}
+    assert rows["RepeatPreviousHard"] == [
+        "`popgym:popgym-RepeatPreviousHard-v0`",
+        "`--num-steps 128 --gamma 0.9`",
+        "`--memory-length 128`",
+    ]
+    assert len(rows) == len(TASKS)
+
+
+def test_tables_and_figures_are_made_of_what_there_is(results, tmp_path):
+    document = tmp_path / "REPORT.md"
+    marks = [f"<!-- table {name} -->\n<!-- end -->\n" for name in ("settings", "card", "card aggregates")]
+    document.write_text("".join(marks))
+    plot_scorecard.main()
+    assert "RepeatPreviousHard" in document.read_text() and "PALMER" not in document.read_text()
+    card().to_csv(results / "runs.csv", index=False)
+    curves = [
+        {"experiment": f"{task}/{agent}", "seed": seed, "step": step, "success": 0.5, "return": math.nan}
+        for task in ("parity_25", "pendulum")
+        for agent in AGENTS
+        for seed in (11, 12)
+        for step in (10_000, 20_000)
+    ]
+    pd.DataFrame(curves).to_csv(results / "curves.csv", index=False)
+    plot_scorecard.main()
+    text = document.read_text()
+    assert "interquartile" in text and "| parity of up to 25 bits | 1M | 3 |" in text
+    drawn = sorted(file.name for file in (tmp_path / "results/figures").iterdir())
+    assert drawn == ["scorecard_curves.png", "scorecard_profiles.png"]
+
+
+def test_chance_is_that_of_uniform_actions(tmp_path):
+    out = tmp_path / "chance.csv"
+    measure_chance.main(measure_chance.Options(("repeat_xor_parity", "cartpole"), out, episodes=40))
+    rows = {row["task"]: float(row["return"]) for row in csv.DictReader(out.open())}
+    assert abs(rows["repeat_xor_parity"]) < 0.1, "mean of 40 times 96 coin flips"
+    assert 10 < rows["cartpole"] < 40
+
+
+def test_chance_is_written_somewhere(tmp_path):
+    with pytest.raises(InputError, match="--out .*: must be a file that can be written"):
+        measure_chance.main(measure_chance.Options(("parity_25",), tmp_path))
