@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -155,7 +155,8 @@ def kinds(hint: Any) -> tuple[Any, ...]:
     hint = plain(hint)
     if get_origin(hint) is tuple:
         return get_args(hint)[:1]
-    return get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    # `Literal[...] | None` is of typing's own kind, though written like the others.
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def fits(hint: Any, word: str) -> bool:

@@ -28,7 +28,7 @@ ZERO, ONE, RIGHT, WRONG, EMPTY = (170, 200, 240), (30, 60, 140), (60, 180, 75), 
 
 
 class RepeatXorParity(gymnasium.Env):
-    """delay: k, steps that a card has to be remembered. length: steps of an episode. flips: share of them that flip."""
+    """delay: k, steps that a card has to be remembered. length: steps of an episode. flips: their share that flip."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 4}
 

@@ -419,6 +419,7 @@ def test_evaluate_refuses_what_does_not_fit(trained, tmp_path):
         ({"checkpoint": str(good), "memory_length": 0}, "--memory-length 0"),
         ({"checkpoint": str(tmp_path / "lstm" / "checkpoint.pt"), "memory_length": 9}, "--memory-length 9.*lstm"),
         ({"checkpoint": str(tmp_path / "lstm" / "checkpoint.pt"), "cut": "transformer"}, "--cut transformer.*lstm"),
+        ({"checkpoint": str(good), "cut": "gate"}, "--cut gate: must be lstm, transformer or None"),
         ({"checkpoint": str(good), "cut": "transformer", "memory_length": 9}, "--memory-length 9.*--cut"),
         ({"checkpoint": str(good), "video": "film.avi"}, "--video film.avi"),
     ):

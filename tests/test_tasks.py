@@ -1,5 +1,6 @@
 """The small tasks: what is seen, what is rewarded, how long it takes; best, blind and guessing policies."""
 
+import functools
 import warnings
 from collections import Counter
 
@@ -10,10 +11,10 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from minigrid.wrappers import ImgObsWrapper, RGBImgPartialObsWrapper
 
-from tasks import masked_control, noisy_minigrid, parity, recall_xor_parity, tmaze  # noqa: F401  (registers ids)
+from tasks import noisy_minigrid  # its package registers all ids
 
 RIGHT, UP, LEFT, DOWN = range(4)
-OWN = ("TMazePassive", "TMazeActive", "Parity", "RecallXorParity")
+OWN = ("TMazePassive", "TMazeActive", "Parity", "RecallXorParity", "RepeatXorParity")
 NOISY = ("NoisyMemoryS11", "NoisyMemoryS13", "NoisyMemoryS13Random", "NoisyMemoryS17Random")
 MASKED = ("CartPoleNoVelocity", "PendulumNoVelocity")
 
@@ -22,18 +23,18 @@ def make(name, **kwargs):
     return gymnasium.make(f"palmer/{name}-v0", **kwargs)
 
 
-def play(env, policy, seed=None):
+def play(env, policy, seed=None, tells=True):
     """One episode: its observations, its rewards, and whether it succeeded; `policy` gets the observations so far."""
     obs, info = env.reset(seed=seed)
-    assert info == {"is_success": False}
+    assert info == ({"is_success": False} if tells else {})
     seen, rewards, terminated = [obs], [], False
     while not terminated:
         obs, reward, terminated, truncated, info = env.step(policy(seen))
         seen.append(obs)
         rewards.append(reward)
-        assert not truncated and set(info) == {"is_success"} and type(info["is_success"]) is bool
-        assert terminated or not info["is_success"]
-    return seen, rewards, info["is_success"]
+        assert not truncated and list(info) == ["is_success"] * tells
+        assert not tells or (type(info["is_success"]) is bool and (terminated or not info["is_success"]))
+    return seen, rewards, info.get("is_success")
 
 
 def success_rate(env, policy, episodes=400):
@@ -252,6 +253,50 @@ def test_recall_xor_parity_shows_cue_bits_and_call():
     assert np.abs(bits[:, 1:-2]).mean(0) == pytest.approx(np.full(6, 1.5 / 6), abs=0.06)  # anywhere on the way
     assert bits.sum() / np.abs(bits).sum() == pytest.approx(0, abs=0.1)
     assert not episodes[:, :-2, 2].any() and (episodes[:, -2:, 2] == 1).all()
+
+
+# --------------------------------------------------------------------------------------- repeat xor parity
+
+
+def repeat_xor_parity_answer(seen, delay=32):
+    """From all observations up to now: the card of `delay` steps ago, turned round by every flip."""
+    cards, turned = [int(obs[0] > 0) for obs in seen], flips(seen)
+    return (cards[-1 - delay] if len(cards) > delay else 0) ^ turned
+
+
+def test_repeat_xor_parity_best_policy():
+    for kwargs in ({}, {"delay": 3, "length": 7, "flips": 0.5}, {"delay": 1, "length": 2, "flips": 1}):
+        env, length = make("RepeatXorParity", **kwargs), kwargs.get("length", 96)
+        best = functools.partial(repeat_xor_parity_answer, delay=kwargs.get("delay", 32))
+        for seed in range(10):
+            seen, rewards, _ = play(env, best, seed, tells=False)
+            assert rewards == [1 / length] * length and len(seen) == length + 1
+            _, rewards, _ = play(env, lambda seen, best=best: 1 - best(seen), seed, tells=False)
+            assert rewards == [-1 / length] * length
+
+
+def test_repeat_xor_parity_needs_both_memories():
+    """Parity alone is right for the first `delay` steps, as there is no card yet, and then half of the time."""
+    env = make("RepeatXorParity")
+    returns = {}
+    for name, policy in (
+        ("parity", flips),
+        ("card", lambda seen: repeat_xor_parity_answer([(card, -1) for card, _ in seen])),
+        ("last 40", lambda seen: repeat_xor_parity_answer(seen[-40:])),
+        ("chance", lambda seen: env.action_space.sample()),
+    ):
+        returns[name] = np.mean([sum(play(env, policy, seed, tells=False)[1]) for seed in range(200)])
+    assert returns["parity"] == pytest.approx(32 / 96, abs=0.05)
+    assert 0.0 < returns["card"] < 0.15 and 0.2 < returns["last 40"] < 0.55
+    assert returns["chance"] == pytest.approx(0, abs=0.05)
+
+
+def test_repeat_xor_parity_flips_as_often_as_it_is_told():
+    for share in (0, 0.1, 0.5, 1):
+        env = make("RepeatXorParity", flips=share)
+        episodes = np.array([play(env, flips, seed, tells=False)[0][:-1] for seed in range(100)])
+        assert set(episodes[..., 0].ravel()) == {-1, 1} and episodes[..., 0].mean() == pytest.approx(0, abs=0.05)
+        assert (episodes[..., 1] > 0).mean() == pytest.approx(share, abs=0.02)
 
 
 # ------------------------------------------------------------------------------------------ masked control
