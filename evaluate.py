@@ -34,6 +34,7 @@ from harness.input_error import InputError, flag_of, shortened
 from harness.trust import must_be_repeated, only_if_repeated
 from palmer_policy import POLICIES, MemoryPolicy, MemoryState, PolicyOutput, make_policy, setting_hints
 from replay.film import Film
+from replay.memory_picture import MemoryPicture
 from replay.page import PAGED_EPISODES, Page, Track
 from tasks import TaskArgs, make_real_env
 from tasks.real import check_picture, episode_limit
@@ -210,8 +211,8 @@ def filmed(moments: Iterable[Moment], film: Film) -> Iterator[Moment]:
         yield moment
 
 
-def tracked(moments: Iterable[Moment], track: Track) -> Iterator[Moment]:
-    """The same moments, which a page takes as they pass."""
+def tracked(moments: Iterable[Moment], track: Track | MemoryPicture) -> Iterator[Moment]:
+    """The same moments, which a page or a picture takes as they pass."""
     for moment in moments:
         track.add(moment)
         yield moment
@@ -227,7 +228,7 @@ def evaluate_policy(
     seed: int,
     greedy: bool = False,
     video: str | Path | None = None,
-    track: Track | None = None,
+    track: Track | MemoryPicture | None = None,
 ) -> dict[str, Any]:
     """Play held-out episodes -> what `--json` prints.
 
@@ -238,7 +239,7 @@ def evaluate_policy(
     parallel = min(PARALLEL, episodes)
     if video:  # so that the environment on film plays several episodes
         parallel = max(1, min(parallel, episodes // FILMED_EPISODES))
-    drawn = min(parallel, PAGED_EPISODES) if track and can_be_drawn(task) else int(bool(video))
+    drawn = min(parallel, PAGED_EPISODES) if isinstance(track, Track) and can_be_drawn(task) else int(bool(video))
     with Film(video) if video else nullcontext() as film:
         envs = [make_real_env(task, "rgb_array" if slot < drawn else None) for slot in range(parallel)]
         limit = episode_limit(envs[0]) or UNLIMITED_STEPS  # before a reset, which may draw one for its episode alone

@@ -17,7 +17,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from harness.checkpoint import finite_or_none, write_json
 from harness.input_error import InputError
@@ -117,6 +119,13 @@ class RunFolder:
         add_film(self._tensorboard, step, file)
         if self._wandb_run is not None:
             self._wandb_run.log({"video": self._wandb.Video(str(file), format="mp4")}, step=step)
+
+    def log_picture(self, step: int, picture: Image.Image | None) -> None:
+        """Show gate and attention there too; of an agent that has neither there is none."""
+        if picture is not None:
+            self._tensorboard.add_image("evals/memory", np.array(picture), step, dataformats="HWC")
+            if self._wandb_run is not None:
+                self._wandb_run.log({"memory": self._wandb.Image(picture)}, step=step)
 
     def log_sizes(self) -> dict[str, int]:
         """Bring all logs to disk and return {file name: bytes}, to be saved in the checkpoint."""

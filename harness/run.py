@@ -24,6 +24,7 @@ from harness.progress import Interrupt, Progress
 from harness.randomness import random_state, seed_everything
 from harness.resume import open_earlier, put_back
 from replay.film import remove_leftovers
+from replay.memory_picture import MemoryPicture
 
 RECENT_EPISODES = 500  # the training success rate is that of the episodes that ended last
 PROCESS_SEED = 1_000_000  # apart from one process's seed to the next one's
@@ -43,7 +44,7 @@ class RunArgs:
     track: Annotated[bool, MAY_CHANGE] = False
     """also log to Weights & Biases, which reads WANDB_PROJECT (palmer), WANDB_ENTITY and WANDB_MODE"""
     capture_video: Annotated[bool, MAY_CHANGE] = False
-    """film five episodes of every evaluation, in the run folder's videos/"""
+    """film five episodes of every evaluation, in the run folder's videos/, and log a picture of gate and attention"""
     run_dir: str = ""
     """folder of this run; empty: runs/{env_id}__ppo_{agent}__{seed}__{unix_time}"""
     resume: Annotated[str, MAY_CHANGE] = ""
@@ -282,14 +283,14 @@ class Run:
 
     def _evaluate(self, policy: Any, episodes: int) -> tuple[dict[str, Any], dict[str, float | None]]:
         """Play the real environment with held-out seeds -> the evaluation, and what is logged of it."""
-        video = None
+        video = picture = None
         if self.args.capture_video:
             self._folder.videos.mkdir(exist_ok=True)
-            video = self._folder.videos / f"step_{self.step}.mp4"
-        evaluation = evaluate_policy(
-            policy, self.args, self.algo, self.step, episodes=episodes, seed=self.args.seed, video=video
-        )
+            video, picture = self._folder.videos / f"step_{self.step}.mp4", MemoryPicture(policy)
+        settings = {"episodes": episodes, "seed": self.args.seed, "video": video, "track": picture}
+        evaluation = evaluate_policy(policy, self.args, self.algo, self.step, **settings)
         if video:
             self._folder.log_video(self.step, video)
+            self._folder.log_picture(self.step, picture.draw())
         names = {"reward": "mean_return", "episode_length": "mean_length", "success_rate": "success_rate"}
         return evaluation, {f"evals/{name}": evaluation[key] for name, key in names.items()}

@@ -337,6 +337,9 @@ def test_capture_video_films_every_evaluation(tmp_path):
     ppo_trxl.main(tiny_args(ppo_trxl, tmp_path / "run", **flags))
     names = sorted(file.name for file in (tmp_path / "run" / "videos").iterdir())
     assert names == ["step_128.mp4", "step_64.mp4"]
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    assert [image.step for image in events.Images("evals/memory")] == [64, 128, 128], "the last one is the final one"
 
 
 def test_wilson_interval_against_published_values():

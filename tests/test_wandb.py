@@ -31,7 +31,7 @@ def records(file: Path) -> Iterator[wandb_internal_pb2.Record]:
 
 
 def read_offline_run(folder: Path) -> tuple[dict, list[dict], list[Path]]:
-    """What a run wrote below `folder`/wandb -> its config, its rows and its videos."""
+    """What a run wrote below `folder`/wandb -> its config, its rows, its videos and pictures."""
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     config, rows = {}, []
     for record in records(file):
@@ -40,7 +40,7 @@ def read_offline_run(folder: Path) -> tuple[dict, list[dict], list[Path]]:
         items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
         if items:
             rows.append(items)
-    return config, rows, list(file.parent.glob("files/media/videos/*.mp4"))
+    return config, rows, list(file.parent.glob("files/media/*/*"))
 
 
 def test_a_tracked_run_is_written_with_its_config_metrics_and_film(tmp_path):
@@ -51,11 +51,13 @@ def test_a_tracked_run_is_written_with_its_config_metrics_and_film(tmp_path):
     command = [sys.executable, "ppo_palmer.py", *flags.split(), "--run-dir", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    config, rows, videos = read_offline_run(tmp_path / "run")
+    config, rows, media = read_offline_run(tmp_path / "run")
     assert (config["algo"], config["width"], config["env_id"]) == ("palmer", 16, "MiniGrid-MemoryS7-v0")
     logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     entropies = [row["losses/entropy"] for row in rows if "losses/entropy" in row]
     assert entropies == [row["losses/entropy"] for row in logged if "losses/entropy" in row] and len(entropies) == 4
     assert {row["_step"] for row in rows} == {row["step"] for row in logged}
     assert any("evals/success_rate" in row for row in rows)
-    assert len(videos) == 3 and all(video.stat().st_size > 1000 for video in videos)
+    # At three evaluations; the last two are of the same agent, and so are their pictures.
+    assert sorted(file.suffix for file in media) == [".mp4"] * 3 + [".png"] * 2
+    assert all(file.stat().st_size > 1000 for file in media)
