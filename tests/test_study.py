@@ -28,6 +28,7 @@ from palmer_policy import POLICIES, PolicyOutput
 from study import (
     collect_results,
     figures,
+    make_pdf,
     measure_gate,
     measure_starts,
     plot_results,
@@ -550,6 +551,37 @@ def test_nothing_is_drawn_unless_all_can_be(present, missing, tmp_path, monkeypa
     )
     assert (stopped.value.code, capsys.readouterr().err) == (2, sentence + "\n")
     assert not (tmp_path / "results/figures").exists()
+
+
+# ------------------------------------------------------------------------------------------------ the PDF
+
+
+def test_the_pdf_is_that_of_the_report():
+    made_of = make_pdf.digest((ROOT / "REPORT.md").read_text(encoding="utf-8"))
+    assert made_of.encode() in (ROOT / "docs/REPORT.pdf").read_bytes(), "python -m study.make_pdf"
+
+
+def test_a_pdf_is_made_with_pictures_and_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", [""])
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/palmer.svg").write_bytes((ROOT / "docs/palmer.svg").read_bytes())
+    text = "# A report\n\n## A part\n\n| a | b |\n|---|---|\n| 1 | `x_t` |\n\n"
+    (tmp_path / "REPORT.md").write_text(text)
+    make_pdf.main()
+    file = tmp_path / "docs/REPORT.pdf"
+    plain = file.read_bytes()
+    assert plain.startswith(b"%PDF") and make_pdf.digest(text).encode() in plain and b"A report" in plain
+    make_pdf.main()
+    assert file.read_bytes() == plain, "the same report makes the same file"
+    (tmp_path / "REPORT.md").write_text(text + "![Architecture](docs/palmer.svg)\n")
+    make_pdf.main()
+    pictured = file.read_bytes()
+    assert len(pictured) > len(plain) + 1000
+    (tmp_path / "REPORT.md").write_text(text + "![Nothing](docs/none.png)\n")
+    with pytest.raises(Exception, match="none.png"):
+        make_pdf.main()
+    assert file.read_bytes() == pictured and len(list(file.parent.iterdir())) == 2
 
 
 # --------------------------------------------------------------------------------------------- shortest ways
