@@ -108,15 +108,15 @@ class Args(PPOArgs):
     """width of the Transformer's feed-forward layers, in multiples of D"""
     memory_length: Annotated[int, Range(1, 65_536)] = 64
     """M, steps the Transformer sees, the present one included"""
-    positions: Literal["rotary", "absolute"] = "rotary"
-    """positions in the Transformer: rotary (relative), or absolute sinusoids"""
+    positions: Literal["rotary", "absolute"] = "absolute"
+    """positions in the Transformer: absolute, sinusoids of the step within the episode, or rotary (relative)"""
     gate_floor: Annotated[float, Range(0, 1)] = 0.0
     """least share of the Transformer in the gate"""
     fixed_gate: Annotated[float | None, Range(0, 1)] = None
     """hold the gate at this value instead of learning it"""
 
 
-REPORT = dict(lstm_layers=3, trxl_layers=3, trxl_ff_mult=1, memory_length=119, positions="absolute", gate_floor=0.2)
+REPORT = dict(lstm_layers=3, trxl_layers=3, trxl_ff_mult=1, memory_length=119, gate_floor=0.2)
 
 
 # ------------------------------------------------------------------ from here on the three scripts are the same again

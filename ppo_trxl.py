@@ -106,11 +106,11 @@ class Args(PPOArgs):
     """width of the Transformer's feed-forward layers, in multiples of D"""
     memory_length: Annotated[int, Range(1, 65_536)] = 64
     """M, steps the Transformer sees, the present one included"""
-    positions: Literal["rotary", "absolute"] = "rotary"
-    """positions in the Transformer: rotary (relative), or absolute sinusoids"""
+    positions: Literal["rotary", "absolute"] = "absolute"
+    """positions in the Transformer: absolute, sinusoids of the step within the episode, or rotary (relative)"""
 
 
-REPORT = dict(trxl_layers=3, trxl_ff_mult=1, memory_length=119, positions="absolute")
+REPORT = dict(trxl_layers=3, trxl_ff_mult=1, memory_length=119)
 
 
 # ------------------------------------------------------------------ from here on the three scripts are the same again

@@ -91,7 +91,7 @@ if [[ $part == generalise ]]; then
     shopt -s nullglob # a pattern that no file fits is none
     agents=(runs/main/*S17Random*/checkpoint.pt)
     # The ablations that solve S17Random, if they were run: do they differ where the maze is new?
-    ablated=(runs/ablations/{fixed_gate,gate_floor,absolute_positions,relu_head}/*S17Random*/checkpoint.pt)
+    ablated=(runs/ablations/{fixed_gate,gate_floor,rotary_positions,relu_head}/*S17Random*/checkpoint.pt)
     check_agents "${agents[@]}"
     ((${#ablated[@]} == 0)) || check_agents "${ablated[@]}"
 fi
@@ -114,7 +114,7 @@ ablations)
     sweep plain_ppo --age-coef 0 --recall-coef 0 --visit-bonus 0
     sweep fixed_gate --fixed-gate 0.5
     sweep gate_floor --gate-floor 0.2
-    sweep absolute_positions --positions absolute
+    sweep rotary_positions --positions rotary
     sweep relu_head --hidden relu
     ;;
 original)
@@ -136,7 +136,7 @@ generalise)
     mkdir -p results/generalise
     export OMP_NUM_THREADS=1
     generalise runs "${agents[@]}"
-    for experiment in fixed_gate gate_floor absolute_positions relu_head; do
+    for experiment in fixed_gate gate_floor rotary_positions relu_head; do
         checkpoints=(runs/ablations/"$experiment"/*S17Random*/checkpoint.pt)
         if ((${#checkpoints[@]} > 0)); then
             generalise $experiment "${checkpoints[@]}"
