@@ -42,10 +42,20 @@ def test_the_list_of_flags_says_what_help_says(script, capsys):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
 def test_links_lead_somewhere(document):
-    links = re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8"))
+    links = re.findall(r"\]\(([^)#:]+)[#)]", document.read_text(encoding="utf-8"))
     assert [link for link in links if not (document.parent / link).exists()] == []
 
 
 def test_every_document_is_linked_from_the_readme():
     readme = DOCUMENTS[0].read_text(encoding="utf-8")
-    assert all(f"]({document.relative_to(ROOT)})" in readme for document in DOCUMENTS[1:])
+    assert all(re.search(rf"\]\({document.relative_to(ROOT)}[#)]", readme) for document in DOCUMENTS[1:])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
+def test_links_to_a_heading_find_it(document):
+    for file, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", document.read_text(encoding="utf-8")):
+        text = (document.parent / file if file else document).read_text(encoding="utf-8")
+        headings = [
+            re.sub(r"[^\w -]", "", line).replace(" ", "-") for line in re.findall(r"^#+ (.*)", text.lower(), re.M)
+        ]
+        assert anchor in headings
