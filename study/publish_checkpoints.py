@@ -2,8 +2,8 @@
 
     python -m study.publish_checkpoints runs/main pretrained --seed 1
 
-Keeps the policy, its training arguments and the step; leaves out the optimiser, the environments and the random
-state, with which training would go on. The files work with evaluate.py and study/measure_gate.py.
+Keeps the policy, its training arguments, the step, and the heads of the memory aids, which the page asks; leaves out
+the optimiser, the environments and the random state, with which training would go on.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from harness.flags import Range, check_args, run_script
 from harness.input_error import InputError
 from study.files import cannot_write
 
-KEPT = ("algo", "args", "policy", "step")
+KEPT = ("algo", "args", "policy", "aids", "step")
 
 
 @dataclass

@@ -22,9 +22,11 @@ import evaluate
 import ppo_lstm
 import ppo_palmer
 import ppo_trxl
+from harness.checkpoint import load_checkpoint, save_checkpoint
 from harness.flags import check_args, parse_args
 from harness.input_error import InputError
 from palmer_policy import POLICIES, PolicyOutput
+from replay.aids import load_aids
 from study import (
     collect_results,
     figures,
@@ -698,13 +700,15 @@ def test_published_checkpoints_play_as_the_whole_ones(tmp_path, capsys):
     assert file.stat().st_size < run.joinpath("checkpoint.pt").stat().st_size / 2
     assert str(tmp_path).encode() not in file.read_bytes(), "no word of where it was made"
     assert evaluate.main(evaluate.Args(checkpoint=str(file), episodes=4)) == expected
+    _, task, checkpoint = evaluate.load_policy(file)
+    assert set(load_aids(checkpoint, task, "the file").heads) == {"seen", "age"}, "for the page"
 
 
 def test_checkpoints_are_published_all_or_none(tmp_path):
     finished, unfinished = (tmp_path / f"runs/{algo}__MiniGrid-MemoryS11-v0__s1" for algo in ("palmer", "trxl"))
     for folder in (finished, unfinished):
         folder.mkdir(parents=True)
-        (folder / "checkpoint.pt").write_bytes(PUBLISHED.read_bytes())
+        save_checkpoint(folder / "checkpoint.pt", load_checkpoint(PUBLISHED) | {"aids": {}})
     (finished / "summary.json").touch()
     options = publish_checkpoints.Options(tmp_path / "runs", tmp_path / "pretrained")
     with pytest.raises(InputError, match=r"trxl__.*__s1: has not finished"):
