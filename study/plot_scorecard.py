@@ -28,7 +28,7 @@ NAMES = {
     "repeat_first_medium": "RepeatFirstMedium",
     "repeat_previous_medium": "RepeatPreviousMedium",
     "repeat_previous_hard": "RepeatPreviousHard",
-    "repeat_xor_parity": "repeat xor parity",
+    "repeat_and_parity": "repeat and parity",
     "autoencode_easy": "AutoencodeEasy",
     "count_recall_easy": "CountRecallEasy",
     "count_recall_medium": "CountRecallMedium",

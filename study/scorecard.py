@@ -84,8 +84,8 @@ TASKS = {
         flags="--num-steps 128 --gamma 0.9",
         window="--memory-length 128",
     ),
-    "repeat_xor_parity": Task(
-        "palmer/RepeatXorParity-v0", 1_000_000, "return", 1, 0.95, flags="--num-steps 64 --gamma 0.9"
+    "repeat_and_parity": Task(
+        "palmer/RepeatAndParity-v0", 1_000_000, "return", 1, 0.95, flags="--num-steps 64 --gamma 0.9"
     ),
     "autoencode_easy": Task(
         popgym("AutoencodeEasy"),

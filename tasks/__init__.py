@@ -13,7 +13,7 @@ from tasks import (  # noqa: F401  (importing them registers their ids)
     noisy_minigrid,
     parity,
     recall_xor_parity,
-    repeat_xor_parity,
+    repeat_and_parity,
     tmaze,
     vector_env,
 )

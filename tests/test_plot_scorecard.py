@@ -126,9 +126,9 @@ def test_tables_and_figures_are_made_of_what_there_is(results, tmp_path):
 
 def test_chance_is_that_of_uniform_actions(tmp_path):
     out = tmp_path / "chance.csv"
-    measure_chance.main(measure_chance.Options(("repeat_xor_parity", "cartpole"), out, episodes=40))
+    measure_chance.main(measure_chance.Options(("repeat_and_parity", "cartpole"), out, episodes=40))
     rows = {row["task"]: float(row["return"]) for row in csv.DictReader(out.open())}
-    assert abs(rows["repeat_xor_parity"]) < 0.1, "mean of 40 times 96 coin flips"
+    assert abs(rows["repeat_and_parity"]) < 0.1, "mean of 40 times 96 coin flips"
     assert 10 < rows["cartpole"] < 40
 
 

@@ -14,7 +14,7 @@ from minigrid.wrappers import ImgObsWrapper, RGBImgPartialObsWrapper
 from tasks import noisy_minigrid  # its package registers all ids
 
 RIGHT, UP, LEFT, DOWN = range(4)
-OWN = ("TMazePassive", "TMazeActive", "Parity", "RecallXorParity", "RepeatXorParity")
+OWN = ("TMazePassive", "TMazeActive", "Parity", "RecallXorParity", "RepeatAndParity")
 NOISY = ("NoisyMemoryS11", "NoisyMemoryS13", "NoisyMemoryS13Random", "NoisyMemoryS17Random")
 MASKED = ("CartPoleNoVelocity", "PendulumNoVelocity")
 
@@ -63,7 +63,7 @@ def test_it_has_a_picture(name):
     env.reset(seed=0)
     before = env.render()
     assert before.dtype == np.uint8 and before.ndim == 3 and before.shape[2] == 3
-    action = np.ones(1, np.float32) if name == "PendulumNoVelocity" else 0
+    action = {"PendulumNoVelocity": np.ones(1, np.float32), "RepeatAndParity": np.array([0, 0])}.get(name, 0)
     for _ in range(5):  # enough for CartPole to move by a pixel
         if any(env.step(action)[2:4]):
             break
@@ -91,7 +91,8 @@ def test_a_seed_repeats_what_follows(name):
 def test_a_wrong_action_is_refused(name):
     env = make(name).unwrapped
     env.reset(seed=0)
-    for action in (-1, env.action_space.n, 0.5):
+    several = np.array([0, 2]), np.array([0]), np.array([0.5, 0])
+    for action in several if name == "RepeatAndParity" else (-1, env.action_space.n, 0.5):
         with pytest.raises(AssertionError):
             env.step(action)
 
@@ -255,46 +256,46 @@ def test_recall_xor_parity_shows_cue_bits_and_call():
     assert not episodes[:, :-2, 2].any() and (episodes[:, -2:, 2] == 1).all()
 
 
-# --------------------------------------------------------------------------------------- repeat xor parity
+# --------------------------------------------------------------------------------------- repeat and parity
 
 
-def repeat_xor_parity_answer(seen, delay=32):
-    """From all observations up to now: the card of `delay` steps ago, turned round by every flip."""
-    cards, turned = [int(obs[0] > 0) for obs in seen], flips(seen)
-    return (cards[-1 - delay] if len(cards) > delay else 0) ^ turned
+def repeat_and_parity(seen, delay=32):
+    """Both answers, from all observations up to now."""
+    cards = [int(obs[0] > 0) for obs in seen]
+    return np.array([cards[-1 - delay] if len(cards) > delay else 0, flips(seen)])
 
 
-def test_repeat_xor_parity_best_policy():
+def test_repeat_and_parity_best_policy():
     for kwargs in ({}, {"delay": 3, "length": 7, "flips": 0.5}, {"delay": 1, "length": 2, "flips": 1}):
-        env, length = make("RepeatXorParity", **kwargs), kwargs.get("length", 96)
-        best = functools.partial(repeat_xor_parity_answer, delay=kwargs.get("delay", 32))
+        env, length = make("RepeatAndParity", **kwargs), kwargs.get("length", 96)
+        best = functools.partial(repeat_and_parity, delay=kwargs.get("delay", 32))
         for seed in range(10):
             seen, rewards, _ = play(env, best, seed, tells=False)
-            assert rewards == [1 / length] * length and len(seen) == length + 1
+            assert rewards == pytest.approx([1 / length] * length) and len(seen) == length + 1
             _, rewards, _ = play(env, lambda seen, best=best: 1 - best(seen), seed, tells=False)
-            assert rewards == [-1 / length] * length
+            assert rewards == pytest.approx([-1 / length] * length)
 
 
-def test_repeat_xor_parity_needs_both_memories():
-    """Parity alone is right for the first `delay` steps, as there is no card yet, and then half of the time."""
-    env = make("RepeatXorParity")
+def test_repeat_and_parity_needs_both_memories():
+    """Either answer alone is half of the reward; what an agent sees of the last 40 steps is not enough for parity."""
+    env = make("RepeatAndParity")
     returns = {}
     for name, policy in (
-        ("parity", flips),
-        ("card", lambda seen: repeat_xor_parity_answer([(card, -1) for card, _ in seen])),
-        ("last 40", lambda seen: repeat_xor_parity_answer(seen[-40:])),
+        ("parity", lambda seen: np.array([env.action_space.sample()[0], flips(seen)])),
+        ("repeat", lambda seen: np.array([repeat_and_parity(seen)[0], env.action_space.sample()[1]])),
+        ("last 40", lambda seen: repeat_and_parity(seen[-40:])),
         ("chance", lambda seen: env.action_space.sample()),
     ):
         returns[name] = np.mean([sum(play(env, policy, seed, tells=False)[1]) for seed in range(200)])
-    assert returns["parity"] == pytest.approx(32 / 96, abs=0.05)
-    assert 0.0 < returns["card"] < 0.15 and 0.2 < returns["last 40"] < 0.55
-    assert returns["chance"] == pytest.approx(0, abs=0.05)
+    assert returns["parity"] == pytest.approx(0.5, abs=0.03) and returns["repeat"] == pytest.approx(0.5, abs=0.03)
+    assert 0.6 < returns["last 40"] < 0.8
+    assert returns["chance"] == pytest.approx(0, abs=0.03)
 
 
-def test_repeat_xor_parity_flips_as_often_as_it_is_told():
+def test_repeat_and_parity_flips_as_often_as_it_is_told():
     for share in (0, 0.1, 0.5, 1):
-        env = make("RepeatXorParity", flips=share)
-        episodes = np.array([play(env, flips, seed, tells=False)[0][:-1] for seed in range(100)])
+        env = make("RepeatAndParity", flips=share)
+        episodes = np.array([play(env, repeat_and_parity, seed, tells=False)[0][:-1] for seed in range(100)])
         assert set(episodes[..., 0].ravel()) == {-1, 1} and episodes[..., 0].mean() == pytest.approx(0, abs=0.05)
         assert (episodes[..., 1] > 0).mean() == pytest.approx(share, abs=0.02)
 
