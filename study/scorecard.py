@@ -63,7 +63,14 @@ TASKS = {
     "s17random": Task("MiniGrid-MemoryS17Random-v0", 600_000, "success", 1, 0.99, "0.50 at 2M (the original PALMER)"),
     "noisy_s17random": Task("palmer/NoisyMemoryS17Random-v0", 1_000_000, "success", 1, 0.95),
     "repeat_first_medium": Task(
-        popgym("RepeatFirstMedium"), 1_000_000, "return", 1, 0.95, f"GRU 1.000, -0.42 at 3M steps; {MMER}"
+        popgym("RepeatFirstMedium"),
+        1_000_000,
+        "return",
+        1,
+        0.95,
+        f"GRU 1.000, -0.42 at 3M steps; {MMER}",
+        flags="--num-envs 16 --num-steps 416 --gamma 0.5",
+        window="--memory-length 416",
     ),
     "repeat_previous_medium": Task(
         popgym("RepeatPreviousMedium"),
@@ -94,9 +101,17 @@ TASKS = {
         1,
         0.495,
         f"SHM 0.495 (Le et al. 2024), GRU -0.283; {MMER}",
+        flags="--num-envs 32 --num-steps 104 --gamma 0.5",
+        window="--memory-length 104",
     ),
     "count_recall_easy": Task(
-        popgym("CountRecallEasy"), 2_000_000, "return", 1, 0.509, f"LSTM 0.509, GRU 0.177; {MMER}"
+        popgym("CountRecallEasy"),
+        2_000_000,
+        "return",
+        1,
+        0.509,
+        f"LSTM 0.509, GRU 0.177; {MMER}",
+        flags="--num-steps 64 --gamma 0.5",
     ),
     "count_recall_medium": Task(popgym("CountRecallMedium"), 3_000_000, "return", 1, -0.40, f"best -0.519; {MMER}"),
     "concentration_easy": Task(
