@@ -42,7 +42,6 @@ PICTURES_AT_ONCE = 128  # that a CPU encodes
 # training script; a test compares.
 Width, Layers = Annotated[int, Range(1, 8192)], Annotated[int, Range(1, 64)]
 Heads, FFMult, MemoryLength = (Annotated[int, Range(1, most)] for most in (512, 64, 65_536))
-Positions = Literal["rotary", "absolute"]
 
 
 class KeyValueCache:
@@ -392,16 +391,6 @@ def episode_clock(clock: Tensor, episode_start: Tensor) -> tuple[Tensor, Tensor]
     return t - first, first
 
 
-def rotate(x: Tensor, angle: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021): turns the pairs (x_i, x_{i+d/2}) of x (T, B, H, d) by angle (T, B, d/2).
-
-    A product of a query and a key turned by their own positions depends on the distance between them only.
-    """
-    cos, sin = angle.cos()[:, :, None], angle.sin()[:, :, None]
-    a, b = x.chunk(2, -1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
-
-
 class TransformerLayer(nn.Module):
     """Pre-norm self-attention and feed-forward (Vaswani et al. 2017; Parisotto et al. 2019 on the norm's place).
 
@@ -425,11 +414,11 @@ class TransformerLayer(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, cache: KeyValueCache, angle: Tensor | None, blocks: list[tuple[slice, slice, Tensor]]
+        self, x: Tensor, cache: KeyValueCache, blocks: list[tuple[slice, slice, Tensor]]
     ) -> tuple[Tensor, KeyValueCache]:
         """x (T, B, D), cache of C steps -> output (T, B, D), cache of C + T steps."""
         T, B, D = x.shape
-        q, keys_values = self.project_in(x, angle)
+        q, keys_values = self.project_in(x)
         if keys_values.requires_grad or self.fixed_shapes:
             keys_values = torch.cat((cache.window, keys_values), 2)
             cache = KeyValueCache(keys_values.detach())
@@ -446,19 +435,15 @@ class TransformerLayer(nn.Module):
         x = x + self.norm_attended(self.project(attended.permute(2, 0, 1, 3).reshape(T, B, D)))
         return x + self.ff(self.norm_ff(x)), cache
 
-    def project_in(self, x: Tensor, angle: Tensor | None) -> tuple[Tensor, Tensor]:
+    def project_in(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (T, B, D) -> queries (B, H, T, D/H), keys and values (B, H, T, 2 D/H)."""
         T, B, _ = x.shape
         q, k, v = self.query_key_value(self.norm_attention(x)).view(T, B, 3, self.heads, -1).unbind(2)
-        if angle is not None:
-            q, k = rotate(q, angle), rotate(k, angle)
         return q.permute(1, 2, 0, 3), torch.cat((k, v), -1).permute(1, 2, 0, 3)
 
-    def attention(
-        self, x: Tensor, cache: KeyValueCache, angle: Tensor | None, blocks: list[tuple[slice, slice, Tensor]]
-    ) -> Tensor:
+    def attention(self, x: Tensor, cache: KeyValueCache, blocks: list[tuple[slice, slice, Tensor]]) -> Tensor:
         """Arguments as for `forward` -> weights (B, H, T, C + T), 0 on what a step does not see."""
-        q, keys_values = self.project_in(x, angle)
+        q, keys_values = self.project_in(x)
         k, _ = torch.cat((cache.window, keys_values), 2).chunk(2, -1)
         weights = q.new_zeros(*q.shape[:3], k.shape[2])
         for queries, keys, mask in blocks:
@@ -473,8 +458,8 @@ class TransformerMemory(nn.Module):
     As in Transformer-XL (Dai et al. 2019) the cache from before a segment is a constant: gradients reach
     back to the segment's first step, the forward pass reaches M steps back through every layer.
 
-    `positions`: "rotary" (relative, Su et al. 2021) or "absolute" (sinusoids of the step within the episode,
-    Vaswani et al. 2017, added to x).
+    Its input is told the step within the episode, by sinusoids (Vaswani et al. 2017), so that a head can ask for a
+    step by its distance, by its number, or counted from the other end.
     """
 
     fixed_shapes = False  # see MemoryPolicy.fix_shapes
@@ -486,16 +471,14 @@ class TransformerMemory(nn.Module):
         heads: int,
         memory_length: int,
         ff_width: int,
-        positions: str,
     ):
         super().__init__()
-        if width % heads or (width // heads) % 2:
-            raise InputError(f"--trxl-heads {heads}: must divide --width {width} into even parts.")
-        self.width, self.heads, self.memory_length, self.positions = width, heads, memory_length, positions
+        if width % heads or width % 2:
+            raise InputError(f"--trxl-heads {heads}: must divide --width {width}, which must be even.")
+        self.width, self.heads, self.memory_length = width, heads, memory_length
         self.layers = nn.ModuleList(TransformerLayer(width, heads, ff_width) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        rotated = width if positions == "absolute" else width // heads
-        frequency = 10000 ** -(torch.arange(0, rotated, 2) / rotated)
+        frequency = 10000 ** -(torch.arange(0, width, 2) / width)
         self.register_buffer("frequency", frequency, persistent=False)
 
     def forward(
@@ -506,7 +489,7 @@ class TransformerMemory(nn.Module):
         """
         T, C = x.shape[0], len(cache[0])
         position, first = episode_clock(clock, episode_start)
-        x, angle = self.place(x, position)
+        x = self.place(x, position)
         blocks = self.attention_blocks(first, C)
         clock = position[-1] + 1
         # Steps that no query can reach any more leave the cache, and so do those before the oldest running episode:
@@ -516,7 +499,7 @@ class TransformerMemory(nn.Module):
             kept = min(kept, int(clock.max()))
         new_cache = []
         for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x, layer_cache = layer(x, layer_cache, angle, blocks)
+            x, layer_cache = layer(x, layer_cache, blocks)
             new_cache.append(layer_cache.last(kept))
         return self.norm(x), tuple(new_cache), clock
 
@@ -526,20 +509,18 @@ class TransformerMemory(nn.Module):
         For looking at an agent; `forward` itself never has these weights in hand.
         """
         position, first = episode_clock(clock, episode_start)
-        x, angle = self.place(x, position)
+        x = self.place(x, position)
         blocks = self.attention_blocks(first, len(cache[0]))
         weights = []
         for layer, layer_cache in zip(self.layers, cache, strict=True):
-            weights.append(layer.attention(x, layer_cache, angle, blocks))
-            x, _ = layer(x, layer_cache, angle, blocks)
+            weights.append(layer.attention(x, layer_cache, blocks))
+            x, _ = layer(x, layer_cache, blocks)
         return torch.stack(weights)
 
-    def place(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Tell x (T, B, D) its positions (T, B), or give the angles by which queries and keys are to be rotated."""
+    def place(self, x: Tensor, position: Tensor) -> Tensor:
+        """x (T, B, D) told its positions (T, B)."""
         angle = position[..., None] * self.frequency
-        if self.positions == "absolute":
-            return x + torch.cat((angle.sin(), angle.cos()), -1), None
-        return x, angle
+        return x + torch.cat((angle.sin(), angle.cos()), -1)
 
     def attention_blocks(self, first: Tensor, C: int) -> list[tuple[slice, slice, Tensor]]:
         """Which keys each query sees: causal, at most M steps, within the episode.
@@ -674,26 +655,9 @@ def action_size(action_space: gym.Space) -> int:
     return int(action_space.nvec.sum()) if isinstance(action_space, spaces.MultiDiscrete) else action_space.shape[0]
 
 
-class GatedLinear(nn.Module):
-    """A hidden layer of products, silu(W_1 z + b_1) * (W_2 z + b_2) (Shazeer 2020, https://arxiv.org/abs/2002.05202).
-
-    Which way to turn at a fork is an exclusive-or of what is remembered and what is seen; a product of two
-    linear functions is one, where a sum of ReLUs first has to find the four cases one by one.
-    """
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.linear = layer_init(nn.Linear(width, 2 * width))
-
-    def forward(self, z: Tensor) -> Tensor:
-        a, b = self.linear(z).chunk(2, -1)
-        return F.silu(a) * b
-
-
 class MemoryPolicy(nn.Module):
     """What every agent shares: encoder, a memory that the subclass gives (`remember`), heads.
 
-    hidden: the heads' hidden layer, "gated" (products) or "relu".
     forget: empty the memory before every step, so that only the present observation counts.
     """
 
@@ -707,7 +671,6 @@ class MemoryPolicy(nn.Module):
         width: Width,
         cnn: Literal["patch", "nature"],
         norm_obs: bool | None,
-        hidden: Literal["gated", "relu"],
         forget: bool,
     ):
         super().__init__()
@@ -715,8 +678,7 @@ class MemoryPolicy(nn.Module):
         self.observation_space = observation_space
         self.action_space = action_space
         self.encoder = ObservationEncoder(observation_space, width, cnn, norm_obs)
-        relu = hidden == "relu"
-        self.hidden = nn.Sequential(layer_init(nn.Linear(width, width)), nn.ReLU()) if relu else GatedLinear(width)
+        self.hidden = layer_init(nn.Linear(width, width))
         self.actor = layer_init(nn.Linear(width, action_size(action_space)), 0.01)
         self.critic = layer_init(nn.Linear(width, 1), 1.0)
         # Of Box actions, the same in all states; about 0.6, where bounds are at -1 and 1.
@@ -757,7 +719,7 @@ class MemoryPolicy(nn.Module):
         if self.forget:
             episode_start = torch.ones_like(episode_start)
         z, gate, state = self.remember(x, state, episode_start)
-        hidden = self.hidden(z)
+        hidden = F.relu(self.hidden(z))
         return PolicyOutput(self.actor(hidden), self.critic(hidden).squeeze(-1), z, gate), state
 
     @torch.no_grad()
@@ -811,7 +773,6 @@ class PalmerPolicy(MemoryPolicy):
         trxl_heads: Heads,
         trxl_ff_mult: FFMult,
         memory_length: MemoryLength,
-        positions: Positions,
         gate_floor: Annotated[float, Range(0, 1)],
         fixed_gate: Annotated[float | None, Range(0, 1)],
         width: Width,
@@ -819,9 +780,7 @@ class PalmerPolicy(MemoryPolicy):
     ):
         super().__init__(observation_space, action_space, width=width, **shared)
         self.lstm = LSTMMemory(width, lstm_layers)
-        self.transformer = TransformerMemory(
-            width, trxl_layers, trxl_heads, memory_length, trxl_ff_mult * width, positions
-        )
+        self.transformer = TransformerMemory(width, trxl_layers, trxl_heads, memory_length, trxl_ff_mult * width)
         self.gate = AdaptiveGate(width, gate_floor, fixed_gate)
 
     def initial_state(self, batch: int) -> MemoryState:
@@ -870,14 +829,11 @@ class TrXLPolicy(MemoryPolicy):
         trxl_heads: Heads,
         trxl_ff_mult: FFMult,
         memory_length: MemoryLength,
-        positions: Positions,
         width: Width,
         **shared: Any,
     ):
         super().__init__(observation_space, action_space, width=width, **shared)
-        self.transformer = TransformerMemory(
-            width, trxl_layers, trxl_heads, memory_length, trxl_ff_mult * width, positions
-        )
+        self.transformer = TransformerMemory(width, trxl_layers, trxl_heads, memory_length, trxl_ff_mult * width)
 
     def initial_state(self, batch: int) -> MemoryState:
         return empty_state(self, batch, transformer=self.transformer)

@@ -82,8 +82,6 @@ class PPOArgs(MemoryAidArgs, RunArgs, TaskArgs):
     """encoder of pictures: small patches seen once, or the larger one of Mnih et al. 2015"""
     norm_obs: bool | None = None
     """normalise numbers by their running mean and variance; None: those that are not bounded within [-10, 10]"""
-    hidden: Literal["gated", "relu"] = "gated"
-    """hidden layer of the policy and value heads: products of two linear layers, or one with ReLU"""
     forget: bool = False
     """empty the memory before every step, to see what the memory is worth"""
 
@@ -130,7 +128,6 @@ PRESETS = {
         visit_bonus=0.0,
         width=384,
         cnn="nature",
-        hidden="relu",
         **REPORT,
     ),
 }

@@ -82,8 +82,6 @@ class PPOArgs(MemoryAidArgs, RunArgs, TaskArgs):
     """encoder of pictures: small patches seen once, or the larger one of Mnih et al. 2015"""
     norm_obs: bool | None = None
     """normalise numbers by their running mean and variance; None: those that are not bounded within [-10, 10]"""
-    hidden: Literal["gated", "relu"] = "gated"
-    """hidden layer of the policy and value heads: products of two linear layers, or one with ReLU"""
     forget: bool = False
     """empty the memory before every step, to see what the memory is worth"""
 
@@ -108,8 +106,6 @@ class Args(PPOArgs):
     """width of the Transformer's feed-forward layers, in multiples of D"""
     memory_length: Annotated[int, Range(1, 65_536)] = 64
     """M, steps the Transformer sees, the present one included"""
-    positions: Literal["rotary", "absolute"] = "absolute"
-    """positions in the Transformer: absolute, sinusoids of the step within the episode, or rotary (relative)"""
     gate_floor: Annotated[float, Range(0, 1)] = 0.0
     """least share of the Transformer in the gate"""
     fixed_gate: Annotated[float | None, Range(0, 1)] = None
@@ -144,7 +140,6 @@ PRESETS = {
         visit_bonus=0.0,
         width=384,
         cnn="nature",
-        hidden="relu",
         **REPORT,
     ),
 }

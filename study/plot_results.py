@@ -46,7 +46,6 @@ ABLATIONS = {
     "fixed_gate": "gate held at 0.5",
     "gate_floor": "gate floor 0.2",
     "absolute_positions": "absolute positions",
-    "rotary_positions": "rotary positions",
     "relu_head": "heads with a ReLU layer",
 }
 ORIGINAL = {"plain_ppo": "as published: plain PPO", "with_aids": "with recall and visit bonus"}

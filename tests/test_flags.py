@@ -174,7 +174,7 @@ def test_values_outside_of_their_range_are_refused_before_anything_is_made(name,
         ),
         (ppo_palmer.Args, "--no-cuda 1", "--no-cuda 1: takes no value; must be --cuda or --no-cuda alone."),
         (ppo_palmer.Args, "--norm-obs no", "--norm-obs no: must be True, False or None."),
-        (ppo_palmer.Args, "--hidden tanh", "--hidden tanh: must be gated or relu."),
+        (ppo_palmer.Args, "--cnn tanh", "--cnn tanh: must be patch or nature."),
         (ppo_palmer.Args, "--preset mine", "--preset mine: must be default or report."),
         (ppo_palmer.Args, "--fixed-gate x", "--fixed-gate x: must be a number from 0 to 1 or None."),
         (ppo_palmer.Args, "--seed", "--seed: needs a value; must be a whole number from 0 to 99,999,999."),
@@ -221,10 +221,10 @@ def test_what_tyro_alone_refuses_is_told_in_its_words_on_one_line(monkeypatch, c
 
 
 def test_a_value_of_several_lines_makes_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["program", "--hidden", "a\nb"])
+    monkeypatch.setattr(sys, "argv", ["program", "--cnn", "a\nb"])
     with pytest.raises(SystemExit):
         run_script(check_args, ppo_palmer.Args, ppo_palmer.PRESETS, None)
-    assert capsys.readouterr().err == "error: --hidden a b: must be gated or relu.\n"
+    assert capsys.readouterr().err == "error: --cnn a b: must be patch or nature.\n"
 
 
 @pytest.mark.parametrize(

@@ -316,8 +316,7 @@ def test_of_a_long_episode_the_first_steps_are_shown(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("script", [ppo_palmer, ppo_trxl])
-@pytest.mark.parametrize("positions", ["rotary", "absolute"])
-def test_attention_is_that_with_which_the_policy_acts(tmp_path, monkeypatch, script, positions):
+def test_attention_is_that_with_which_the_policy_acts(tmp_path, monkeypatch, script):
     """Caught where the policy attends, step by step while it plays."""
     caught = []
     attend = palmer_policy.F.scaled_dot_product_attention
@@ -328,7 +327,7 @@ def test_attention_is_that_with_which_the_policy_acts(tmp_path, monkeypatch, scr
         return attend(q, k, v, attn_mask=attn_mask)
 
     monkeypatch.setattr(palmer_policy.F, "scaled_dot_product_attention", watched)
-    flags = {"trxl_layers": 2, "trxl_heads": 4, "memory_length": 6, "positions": positions}
+    flags = {"trxl_layers": 2, "trxl_heads": 4, "memory_length": 6}
     task = TaskArgs("MiniGrid-MemoryS9-v0", obs_mode="symbolic", max_episode_steps=20)
     (agent,) = data_of(page_of(tmp_path / "p.html", task, script, episodes=1, flags=flags))["agents"]
     (episode,) = agent["episodes"]

@@ -35,7 +35,7 @@ M = 6
 def small_policy(script, **flags):
     torch.manual_seed(0)
     args = script.Args(width=32)
-    flags = {"memory_length": M, "trxl_layers": 2, "lstm_layers": 2, "positions": "rotary"} | flags
+    flags = {"memory_length": M, "trxl_layers": 2, "lstm_layers": 2} | flags
     for name, value in flags.items():
         if hasattr(args, name):
             setattr(args, name, value)
@@ -52,9 +52,8 @@ def carried_state(policy, B):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("B", [1, 4])
-@pytest.mark.parametrize("positions", ["rotary", "absolute"])
-def test_step_by_step_equals_segment(script, B, positions):
-    policy = small_policy(script, positions=positions)
+def test_step_by_step_equals_segment(script, B):
+    policy = small_policy(script)
     T = 40
     obs, start = torch.randn(T, B, 5), torch.rand(T, B) < 0.1
     start[3, 0] = True
@@ -73,11 +72,10 @@ def test_step_by_step_equals_segment(script, B, positions):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("positions", ["rotary", "absolute"])
 @torch.no_grad()
-def test_what_differs_between_step_and_segment_is_rounding(script, positions):
+def test_what_differs_between_step_and_segment_is_rounding(script):
     """In float64 the two agree nine digits further: no approximation is left that float32 would hide."""
-    policy = small_policy(script, positions=positions).double()
+    policy = small_policy(script).double()
     obs, start = torch.randn(40, 3, 5, dtype=torch.float64), torch.rand(40, 3) < 0.1
     state = policy((obs.flip(0),), policy.initial_state(3), start.flip(0))[1]
     segment = policy((obs,), state, start)[0]
@@ -202,7 +200,7 @@ def test_blocks_of_queries_change_nothing(script, monkeypatch):
 
 def test_attention_mask_by_hand():
     """The example drawn in TransformerMemory.attention_blocks."""
-    memory = TransformerMemory(width=8, layers=1, heads=2, memory_length=3, ff_width=8, positions="rotary")
+    memory = TransformerMemory(width=8, layers=1, heads=2, memory_length=3, ff_width=8)
     clock, start = torch.tensor([2]), torch.tensor([[0], [0], [1], [0]]).bool()
     position, first = episode_clock(clock, start)
     assert position[:, 0].tolist() == [2, 3, 0, 1]
