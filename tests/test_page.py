@@ -429,7 +429,7 @@ def test_recall_by_age_is_what_the_head_picks(trained, paged):
 
 def test_an_agent_without_recall_has_none_to_show(trained, tmp_path):
     payload = torch.load(trained["trxl"], weights_only=True)
-    del payload["aids"]  # as in pretrained/
+    del payload["aids"]
     save_checkpoint(tmp_path / "bare.pt", payload)
     evaluate.main(evaluate.Args(checkpoint=str(tmp_path / "bare.pt"), page=str(tmp_path / "p.html"), episodes=1))
     (agent,) = data_of(tmp_path / "p.html")["agents"]
