@@ -400,10 +400,6 @@ def main(args: Args) -> dict[str, Any]:
 
 def evaluate(args: Args) -> list[tuple[dict[str, Any], str]]:
     """The result, and the id of the environment that the agent was trained on; with --beside of two agents."""
-    if args.cut == "transformer" and args.memory_length is not None:
-        raise InputError(
-            f"--memory-length {args.memory_length}: must not be given with --cut transformer, which sets it."
-        )
     if args.beside is not None and args.page is None:
         raise InputError(f"--beside {args.beside}: must be given with --page, where the two agents stand.")
     players = [load_player(args, "--checkpoint", args.checkpoint)]
@@ -487,10 +483,7 @@ def cut_memory(policy: MemoryPolicy, algo: str, memory: str) -> None:
     """Leave the LSTM or the Transformer nothing but the present step. Raises InputError where there is none."""
     if not hasattr(policy, memory):
         raise InputError(f"--cut {memory}: must be a memory that the agent has, and {algo} agents lack this one.")
-    if memory == "lstm":
-        policy.lstm.cut = True
-    else:
-        policy.transformer.memory_length = 1
+    getattr(policy, memory).cut = True
 
 
 def describe(result: dict[str, Any], trained_on: str) -> str:

@@ -463,6 +463,7 @@ class TransformerMemory(nn.Module):
     """
 
     fixed_shapes = False  # see MemoryPolicy.fix_shapes
+    cut = False  # see no earlier step, nor which one this is, to see what the Transformer is worth
 
     def __init__(
         self,
@@ -488,6 +489,8 @@ class TransformerMemory(nn.Module):
         cache and clock.
         """
         T, C = x.shape[0], len(cache[0])
+        if self.cut:
+            episode_start = torch.ones_like(episode_start)
         position, first = episode_clock(clock, episode_start)
         x = self.place(x, position)
         blocks = self.attention_blocks(first, C)
@@ -508,6 +511,8 @@ class TransformerMemory(nn.Module):
 
         For looking at an agent; `forward` itself never has these weights in hand.
         """
+        if self.cut:
+            episode_start = torch.ones_like(episode_start)
         position, first = episode_clock(clock, episode_start)
         x = self.place(x, position)
         blocks = self.attention_blocks(first, len(cache[0]))

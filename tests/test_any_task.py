@@ -124,8 +124,9 @@ def test_first_minibatch_has_ratio_one_while_statistics_move(script, env_id, fla
         assert all((a - b).abs().max() > 0 for a, b in zip(means[1], means[3], strict=True)), "statistics must move"
 
 
-@pytest.mark.parametrize("unit", [0.001, 100.0, 10_000.0])
+@pytest.mark.parametrize("unit", [2.0**-10, 2.0**7, 2.0**13])
 def test_learning_does_not_depend_on_the_unit_of_the_reward(unit, monkeypatch):
+    """To the bit, with powers of two: what is multiplied by one and divided by it again is not rounded."""
     learned = []
     for scale_of_reward in (1.0, unit):
         monkeypatch.setattr(small_envs.Bit, "scale", scale_of_reward)
@@ -136,7 +137,7 @@ def test_learning_does_not_depend_on_the_unit_of_the_reward(unit, monkeypatch):
             _, batch, carry = iterate(ppo_palmer, [*parts, carry], scale)
         learned.append(torch.nn.utils.parameters_to_vector(parts[2].parameters()))
         assert batch.episode[..., 0].max() > 2 * scale_of_reward, "logged returns stay the environment's own"
-    torch.testing.assert_close(learned[0], learned[1], atol=2e-4, rtol=0)
+    assert torch.equal(learned[0], learned[1])
 
 
 def test_the_scale_of_returns_by_hand():
@@ -323,7 +324,7 @@ def agreeing(rank, port, folder):
     *parts, carry = set_up(ppo_palmer, "MiniGrid-DoorKey-5x5-v0", seed=1 + 100 * rank, env_backend="gymnasium")
     torch.manual_seed(rank)
     scale = ReturnScale(torch.device("cpu"))
-    for _ in range(2):
+    for _ in range(6):
         _, batch, carry = iterate(ppo_palmer, [*parts, carry], scale)
     aids, table = parts[3], parts[1].observations
     norm = RunningNorm(spaces.Box(-99, 99, (2,)), None)

@@ -1027,7 +1027,7 @@ def evaluations(monkeypatch):
     """No agent plays -> (step, episodes, greedy) of every evaluation."""
     asked = []
 
-    def evaluate_policy(policy, task, algo, step, *, episodes, seed, greedy=False, video=None):
+    def evaluate_policy(policy, task, algo, step, *, episodes, seed, greedy=False, video=None, track=None):
         asked.append((step, episodes, greedy))
         return {"mean_return": 0.5, "mean_length": 7.0, "success_rate": 0.25}
 

@@ -181,10 +181,10 @@ def rows_so_far(run_dir):
 def test_a_run_may_stop_once_enough_is_solved(level, monkeypatch, tmp_path):
     """With two recent episodes instead of 500, chance solves enough within the first rollouts."""
     monkeypatch.setattr(run, "RECENT_EPISODES", 2)
-    flags = {"num_envs": 16, "total_timesteps": 1024, "eval_every": 0, "max_episode_steps": 96}
+    flags = {"num_envs": 16, "total_timesteps": 8192, "eval_every": 0, "max_episode_steps": 96}
     args = tiny_args(ppo_palmer, tmp_path / "run", stop_at_success=level, **flags)
     summary = ppo_palmer.main(args)
-    assert (summary["steps"] < 1024) == (level is not None)
+    assert (summary["steps"] < 8192) == (level is not None)
     assert summary["evaluation"]["episodes"] == args.final_eval_episodes, "the evaluation follows all the same"
 
 
@@ -292,22 +292,22 @@ def test_a_memory_that_is_cut_off_has_the_present_step_alone(tmp_path):
     """With one memory alone and that one cut, what remains is the agent that forgets everything."""
     for algo, memory in (("lstm", "lstm"), ("trxl", "transformer")):
         whole, forgets = tmp_path / f"{algo}.pt", tmp_path / f"{algo}_forgets.pt"
-        save_agent(whole, algo, **TASKS["cells"])
-        save_agent(forgets, algo, **TASKS["cells"], forget=True)
+        save_agent(whole, algo, **TASKS["continuous"])
+        save_agent(forgets, algo, **TASKS["continuous"], forget=True)
         results = [
             evaluate.main(evaluate.Args(checkpoint=str(file), episodes=20, cut=cut))
             for file, cut in ((whole, memory), (forgets, None), (whole, None))
         ]
         assert results[0].pop("cut") == memory
-        cut, expected, not_cut = ([r["mean_length"], r["success_rate"], r["mean_return"]] for r in results)
+        cut, expected, not_cut = (result["mean_return"] for result in results)
         assert cut == expected != not_cut
 
 
 def test_the_other_memory_keeps_all(tmp_path):
     file = tmp_path / "palmer.pt"
-    save_agent(file, "palmer", **TASKS["popgym"])
-    flags = {"checkpoint": str(file), "episodes": 20, "env_id": TASKS["popgym"]["env_id"]}
-    returns = [evaluate.main(evaluate.Args(**flags, cut=cut))["mean_return"] for cut in (None, "lstm", "transformer")]
+    save_agent(file, "palmer", **TASKS["continuous"])
+    args = [evaluate.Args(checkpoint=str(file), episodes=20, cut=cut) for cut in (None, "lstm", "transformer")]
+    returns = [evaluate.main(arg)["mean_return"] for arg in args]
     assert len(set(returns)) == 3
 
 
@@ -423,7 +423,6 @@ def test_evaluate_refuses_what_does_not_fit(trained, tmp_path):
         ({"checkpoint": str(tmp_path / "lstm" / "checkpoint.pt"), "memory_length": 9}, "--memory-length 9.*lstm"),
         ({"checkpoint": str(tmp_path / "lstm" / "checkpoint.pt"), "cut": "transformer"}, "--cut transformer.*lstm"),
         ({"checkpoint": str(good), "cut": "gate"}, "--cut gate: must be lstm, transformer or None"),
-        ({"checkpoint": str(good), "cut": "transformer", "memory_length": 9}, "--memory-length 9.*--cut"),
         ({"checkpoint": str(good), "video": "film.avi"}, "--video film.avi"),
     ):
         with pytest.raises(InputError, match=sentence):
