@@ -489,12 +489,7 @@ class TransformerMemory(nn.Module):
         cache and clock.
         """
         T, C = x.shape[0], len(cache[0])
-        if self.cut:
-            episode_start = torch.ones_like(episode_start)
-        position, first = episode_clock(clock, episode_start)
-        x = self.place(x, position)
-        blocks = self.attention_blocks(first, C)
-        clock = position[-1] + 1
+        x, blocks, clock = self.place(x, C, clock, episode_start)
         # Steps that no query can reach any more leave the cache, and so do those before the oldest running episode:
         # a memory longer than any episode is then free.
         kept = min(C + T, self.memory_length - 1)
@@ -511,21 +506,23 @@ class TransformerMemory(nn.Module):
 
         For looking at an agent; `forward` itself never has these weights in hand.
         """
-        if self.cut:
-            episode_start = torch.ones_like(episode_start)
-        position, first = episode_clock(clock, episode_start)
-        x = self.place(x, position)
-        blocks = self.attention_blocks(first, len(cache[0]))
+        x, blocks, _ = self.place(x, len(cache[0]), clock, episode_start)
         weights = []
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             weights.append(layer.attention(x, layer_cache, blocks))
             x, _ = layer(x, layer_cache, blocks)
         return torch.stack(weights)
 
-    def place(self, x: Tensor, position: Tensor) -> Tensor:
-        """x (T, B, D) told its positions (T, B)."""
+    def place(
+        self, x: Tensor, C: int, clock: Tensor, episode_start: Tensor
+    ) -> tuple[Tensor, list[tuple[slice, slice, Tensor]], Tensor]:
+        """x (T, B, D) told its positions, what each step sees beside C cached ones, and the new clock."""
+        if self.cut:
+            episode_start = torch.ones_like(episode_start)
+        position, first = episode_clock(clock, episode_start)
         angle = position[..., None] * self.frequency
-        return x + torch.cat((angle.sin(), angle.cos()), -1)
+        x = x + torch.cat((angle.sin(), angle.cos()), -1)
+        return x, self.attention_blocks(first, C), position[-1] + 1
 
     def attention_blocks(self, first: Tensor, C: int) -> list[tuple[slice, slice, Tensor]]:
         """Which keys each query sees: causal, at most M steps, within the episode.

@@ -3,16 +3,20 @@
 python -m study.measure_chance          -> results/scorecard/chance.csv
 """
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import tyro
+
+import ppo_lstm
 from evaluate import UNLIMITED_STEPS, Episode
 from harness.flags import Range, check_args, run_script
 from harness.input_error import InputError
 from study.files import cannot_write, write_csv
-from study.scorecard import TASKS, task_args
-from tasks import make_real_env
+from study.scorecard import TASKS
+from tasks import TaskArgs, make_real_env
 
 
 @dataclass
@@ -23,6 +27,12 @@ class Options:
     """table to write"""
     episodes: Annotated[int, Range(1, 1_000_000)] = 1000
     """episodes of each task"""
+
+
+def task_args(name: str) -> TaskArgs:
+    """The task's environment, as its agents see it."""
+    words = ["--env-id", TASKS[name].env_id, *shlex.split(TASKS[name].flags)]
+    return tyro.cli(ppo_lstm.Args, args=words)
 
 
 def mean_return(name: str, episodes: int) -> float:

@@ -28,7 +28,8 @@ from harness.flags import Range, check_args, run_script
 from harness.input_error import InputError
 from replay.aids import load_aids
 from study.files import cannot_write, write_csv
-from study.scorecard import AGENTS, TASKS, task_args
+from study.measure_chance import task_args
+from study.scorecard import AGENTS, TASKS
 from tasks import make_real_env
 
 FIFTHS = 5
@@ -122,13 +123,8 @@ def gate_rows(episodes: list[Looked]) -> list[dict[str, Any]]:
     rows = []
     for fifth in range(FIFTHS):
         gate = np.concatenate([part[fifth] for part in parts])
-        row = {
-            "fifth": fifth + 1,
-            "mean": gate.mean(),
-            "transformer": (gate > 0.9).mean(),
-            "lstm": (gate < 0.1).mean(),
-        }
-        rows.append({name: round(float(value), 4) for name, value in row.items()} | {"fifth": fifth + 1})
+        shares = {"mean": gate.mean(), "transformer": (gate > 0.9).mean(), "lstm": (gate < 0.1).mean()}
+        rows.append({"fifth": fifth + 1} | {name: round(float(share), 4) for name, share in shares.items()})
     return rows
 
 

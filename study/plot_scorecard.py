@@ -150,7 +150,7 @@ def plot_card_curves(curves: pd.DataFrame) -> None:
     curves = curves.copy()
     curves[["task", "agent"]] = curves["experiment"].str.split("/", expand=True)
     names = [name for name in TASKS if name in set(curves["task"])]
-    columns = 4
+    chance, columns = chances(), 4
     figure, axes = plt.subplots(-(-len(names) // columns), columns, figsize=(13, 2.6 * -(-len(names) // columns)))
     for ax in axes.ravel()[len(names) :]:
         ax.axis("off")
@@ -160,7 +160,7 @@ def plot_card_curves(curves: pd.DataFrame) -> None:
             rows = curves[(curves["task"] == name) & (curves["agent"] == agent)]
             if rows[column].notna().any():
                 band(ax, *by_seed(rows, column), LABELS[agent], SHADES[agent])
-        ax.axhline(chances()[name], color="grey", lw=0.8, ls=":")
+        ax.axhline(chance[name], color="grey", lw=0.8, ls=":")
         ax.set_title(NAMES[name], fontsize=8)
         ax.tick_params(labelsize=7)
     handles = [plt.Line2D([], [], color=SHADES[agent], label=LABELS[agent]) for agent in AGENTS]

@@ -20,12 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import tyro
-
-import ppo_lstm
 from harness.flags import Range, check_args, run_script
 from harness.input_error import InputError
-from tasks import TaskArgs
 
 
 class Task(NamedTuple):
@@ -183,12 +179,6 @@ class Options:
     """folder for the runs"""
     dry: bool = False
     """only print the commands"""
-
-
-def task_args(name: str) -> TaskArgs:
-    """The task's environment, as its agents see it."""
-    words = ["--env-id", TASKS[name].env_id, *shlex.split(TASKS[name].flags)]
-    return tyro.cli(ppo_lstm.Args, args=words)
 
 
 def folder_of(options: Options, task: str, agent: str, seed: int) -> Path:
