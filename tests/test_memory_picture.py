@@ -19,6 +19,7 @@ def picture_of(tmp_path, algo, task="cells", **flags):
     for moment in evaluate.play(policy, [make_real_env(args) for _ in range(2)], 3, seed=1):
         picture.add(moment)
         steps += moment.episode == 0 and not moment.end
+    assert len(picture._obs) == steps, "of the first episode, though three were played, two at a time"
     drawn = picture.draw()
     return None if drawn is None else np.array(drawn), steps
 
