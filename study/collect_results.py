@@ -1,6 +1,7 @@
 """Gather finished runs into the tables that the report is made of.
 
     python -m study.collect_results runs/main results/main
+    python -m study.collect_results --add runs/scorecard results/scorecard     beside the runs that are there already
 
 Every folder with a summary.json at any depth below the first folder is a run; the folders between them name its
 experiment ("" for runs/main/RUN, "no_recall" for runs/ablations/no_recall/RUN). Writes, into the second folder,
@@ -15,10 +16,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+from harness.input_error import InputError
 from scripts import sweep_table
-from study.files import cannot_write, write_csv
+from study.files import cannot_write, with_kept, write_csv
 
 STRIDE = 10_000  # environment steps
+KEY = ("experiment", "algo", "env", "seed")  # tells runs apart
 CURVES = {  # column: logged name
     "success": "train/success_rate",
     "length": "charts/episodic_length",
@@ -73,6 +76,7 @@ def main() -> None:
     parser = sweep_table.Parser(description=description, allow_abbrev=False)
     parser.add_argument("source", type=Path, help="folder in which finished runs lie, at any depth")
     parser.add_argument("target", type=Path, help="folder for runs.csv and curves.csv")
+    parser.add_argument("--add", action="store_true", help="keep the rows there of runs that are not in source")
     options = parser.parse_args()
     source, target = options.source, options.target
     if not source.is_dir():
@@ -84,7 +88,7 @@ def main() -> None:
         experiment = folder.relative_to(source).as_posix().removeprefix(".")
         for row in sweep_table.read_runs(folder):
             config = sweep_table.read_json(row["folder"] / "config.json")
-            key = {"experiment": experiment, "algo": row["algo"], "env": row["env"], "seed": row["seed"]}
+            key = {"experiment": experiment} | {name: row[name] for name in KEY[1:]}
             made_by = {"threads": config["threads"], "commit": config["versions"]["commit"]}
             made_by["command"] = config["command"]
             rows = logged(row["folder"] / "metrics.jsonl")
@@ -93,8 +97,14 @@ def main() -> None:
             curves += [key | point for point in curve(rows)]
     if not runs:
         sweep_table.refuse(f"{source}: holds no finished run (no summary.json).")
-    write_csv(target / "runs.csv", runs)
-    write_csv(target / "curves.csv", curves)
+    tables = {target / "runs.csv": runs, target / "curves.csv": curves}
+    if options.add:
+        try:
+            tables = {file: with_kept(file, rows, KEY) for file, rows in tables.items()}
+        except InputError as error:
+            sweep_table.refuse(str(error))
+    for file, rows in tables.items():
+        write_csv(file, rows)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from harness.input_error import InputError
+
 
 def cannot_write(file: Path) -> str | None:
     """Why `file` could not be written in the end, to be told before hours of work; None where it can."""
@@ -36,6 +38,26 @@ def whole(file: Path) -> Iterator[Path]:
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def with_kept(file: Path, rows: list[dict[str, Any]], key: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The rows together with those of `file` whose key none of them has, ordered by key; `file` need not exist.
+
+    Raises InputError where `file` is another table.
+    """
+
+    def key_of(row: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(str(row[column]) for column in key)
+
+    kept = []
+    if file.exists():
+        new = {key_of(row) for row in rows}
+        with open(file, newline="", encoding="utf-8") as opened:
+            table = csv.DictReader(opened)
+            if list(table.fieldnames or ()) != list(rows[0]):
+                raise InputError(f"{file}: must have the columns {', '.join(rows[0])}, to be added to.")
+            kept = [row for row in table if key_of(row) not in new]
+    return sorted(kept + rows, key=key_of)  # stable: a run's rows stay in their order
 
 
 def write_csv(file: Path, rows: list[dict[str, Any]]) -> None:

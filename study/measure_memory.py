@@ -2,7 +2,8 @@
 
     python -m study.measure_memory runs/scorecard results/scorecard
 
-Plays held-out episodes with the final agents of all finished runs in the first folder. Writes, into the second,
+Plays held-out episodes with the final agents of all finished runs in the first folder. Writes, into the second, into
+which rows of agents that the first has not are kept,
 
     cuts.csv       PALMER whole, and with one memory cut off (see evaluate.py's --cut): success and return
     gates.csv      PALMER's gate in each fifth of an episode: its mean, and the share of its elements that give more
@@ -27,7 +28,7 @@ from evaluate import SEED_BLOCK, cut_memory, evaluate_policy, load_policy, play
 from harness.flags import Range, check_args, run_script
 from harness.input_error import InputError
 from replay.aids import load_aids
-from study.files import cannot_write, write_csv
+from study.files import cannot_write, with_kept, write_csv
 from study.measure_chance import task_args
 from study.scorecard import AGENTS, TASKS
 from tasks import make_real_env
@@ -123,8 +124,8 @@ def gate_rows(episodes: list[Looked]) -> list[dict[str, Any]]:
     rows = []
     for fifth in range(FIFTHS):
         gate = np.concatenate([part[fifth] for part in parts])
-        shares = {"mean": gate.mean(), "transformer": (gate > 0.9).mean(), "lstm": (gate < 0.1).mean()}
-        rows.append({"fifth": fifth + 1} | {name: round(float(share), 4) for name, share in shares.items()})
+        shares = {"mean": gate, "transformer": gate > 0.9, "lstm": gate < 0.1}
+        rows.append({"fifth": fifth + 1} | {name: mean(share) for name, share in shares.items()})
     return rows
 
 
@@ -162,8 +163,9 @@ def distinct(frames: tuple[torch.Tensor, ...]) -> tuple[tuple[torch.Tensor, ...]
     return tuple(part[first] for part in frames), number
 
 
-def mean(values: list[float]) -> float | None:
-    return round(float(np.mean(values)), 4) if values else None
+def mean(values: list[float] | np.ndarray) -> float | None:
+    """None of nothing, as an episode of two steps has no third fifth."""
+    return round(float(np.mean(values)), 4) if len(values) else None
 
 
 def main(options: Options) -> None:
@@ -188,7 +190,8 @@ def main(options: Options) -> None:
                 tables["lengths"].append(player.key | {"length": length} | played(player, options, **kwargs))
         print(player.file)
     for name, rows in tables.items():
-        write_csv(options.target / f"{name}.csv", rows)
+        file = options.target / f"{name}.csv"
+        write_csv(file, with_kept(file, rows, ("task", "agent", "seed")))
 
 
 if __name__ == "__main__":

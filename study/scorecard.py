@@ -3,14 +3,17 @@
     python -m study.scorecard --jobs 2 --seeds 11 12 13           all that is not finished
     python -m study.scorecard --tasks repeat_previous_medium --agents palmer lstm --seeds 1001
     python -m study.scorecard --dry                               only print the commands, one a line
+    python -m study.scorecard --but-for results/scorecard/runs.csv               what is not in that table yet
 
 Runs go to runs/scorecard/TASK/AGENT/, one thread each. Finished runs (summary.json) are skipped, those with a
-checkpoint are resumed. `python -m study.collect_results runs/scorecard results/scorecard` gathers what is finished.
+checkpoint are resumed. `python -m study.collect_results --add runs/scorecard results/scorecard` gathers what is
+finished.
 
 All agents get the defaults and, of a task, the settings that its entry in TASKS names. These are to be chosen on
 seeds from 1000 on; results are to be of seeds from 11 on.
 """
 
+import csv
 import os
 import shlex
 import subprocess
@@ -177,12 +180,23 @@ class Options:
     """runs at a time"""
     out: Path = Path("runs/scorecard")
     """folder for the runs"""
+    but_for: Path | None = None
+    """a table of results (runs.csv), whose runs are left out"""
     dry: bool = False
     """only print the commands"""
 
 
 def folder_of(options: Options, task: str, agent: str, seed: int) -> Path:
     return options.out / task / agent / f"{AGENTS[agent][0]}__{task}__s{seed}"
+
+
+def known_runs(table: Path) -> set[tuple[str, str, int]]:
+    """Task, agent and seed of the runs in a table; raises InputError where it is none."""
+    try:
+        with open(table, newline="", encoding="utf-8") as opened:
+            return {(*row["experiment"].split("/"), int(row["seed"])) for row in csv.DictReader(opened)}
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"--but-for {table}: must be a runs.csv of collect_results ({error}).") from error
 
 
 def command(options: Options, task: str, agent: str, seed: int) -> list[str]:
@@ -219,7 +233,9 @@ def main(options: Options) -> None:
         for name in names:
             if name not in known:
                 raise InputError(f"{flag} {name}: must be of {', '.join(known)}.")
+    there = known_runs(options.but_for) if options.but_for else set()
     runs = [(task, agent, seed) for seed in options.seeds for task in options.tasks for agent in options.agents]
+    runs = [which for which in runs if which not in there]
     if options.dry:
         for which in runs:
             print(shlex.join(["python", *command(options, *which)]))

@@ -39,8 +39,8 @@ with open(os.path.join(folder, "metrics.jsonl"), "w") as metrics:
 
 
 def make_repository(folder):
-    """The real scripts/ and study/, and stand-ins for the training scripts."""
-    for part in ("scripts", "study"):
+    """The real scripts/, study/ and harness/, and stand-ins for the training scripts."""
+    for part in ("scripts", "study", "harness"):
         shutil.copytree(ROOT / part, folder / part)
     (folder / "scripts" / "check_sweep.py").write_text("")  # it would look at the real scripts' flags
     for name in ("requirements.txt", "requirements-dev.txt"):

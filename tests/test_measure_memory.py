@@ -52,6 +52,11 @@ def test_all_is_measured_of_what_is_finished(tmp_path):
     assert of_lstm and all(row["attention"] == "" and row["recall"] != "" for row in of_lstm)
     assert {row["age"] for row in ages if row["task"] == "pendulum"} >= {"1", "16", "48"}
     assert all(row["recall"] == "" for row in ages if int(row["age"]) > 16), "the head was asked for 16 steps"
+    # What another machine has measured stays.
+    (target / "cuts.csv").write_text((target / "cuts.csv").read_text().replace(",1001,", ",1002,"))
+    measure_memory.main(Options(source, target, episodes=4, looked_into=1))
+    both = cuts + [row | {"seed": "1002"} for row in cuts]
+    assert read(target / "cuts.csv") == sorted(both, key=lambda row: (row["task"], row["seed"]))
     lengths = read(target / "lengths.csv")
     assert [(row["agent"], row["length"]) for row in lengths] == [
         (agent, str(length)) for agent in ("lstm", "palmer") for length in measure_memory.LENGTHS

@@ -61,6 +61,19 @@ def test_what_is_cut_goes_on_and_what_is_finished_stays(runs, tmp_path, capsys):
     assert len(list(tmp_path.rglob("summary.json"))) == 4
 
 
+def test_what_another_machine_has_finished_is_left_out(runs, tmp_path, capsys):
+    table = tmp_path / "runs.csv"
+    table.write_text("experiment,seed\nparity_25/palmer,1001\npendulum/trxl,1002\n")
+    options = Options(tasks=("parity_25",), agents=("palmer", "trxl"), seeds=(1001, 1002), but_for=table, dry=True)
+    scorecard.main(replace(options))
+    commands = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [(words[1], words[words.index("--seed") + 1]) for words in commands] == [
+        ("ppo_trxl.py", "1001"),
+        ("ppo_palmer.py", "1002"),
+        ("ppo_trxl.py", "1002"),
+    ]
+
+
 def test_a_dry_run_prints_a_command_a_line_and_makes_nothing(runs, tmp_path, capsys):
     scorecard.main(Options(seeds=(11, 12), out=tmp_path / "new", dry=True))
     lines = capsys.readouterr().out.splitlines()
@@ -76,6 +89,8 @@ def test_a_dry_run_prints_a_command_a_line_and_makes_nothing(runs, tmp_path, cap
         (Options(agents=("gru",)), "--agents gru: must be of palmer, palmer_fixed_gate"),
         (Options(seeds=(1, -1)), "--seeds -1: must be from 0 to 99,999,999."),
         (Options(jobs=0), "--jobs 0: must be from 1 to 1,024."),
+        (Options(but_for=scorecard.Path("/none")), "--but-for /none: must be a runs.csv of collect_results"),
+        (Options(but_for=scorecard.Path(__file__)), "--but-for .*: must be a runs.csv of collect_results"),
     ],
 )
 def test_wrong_input_is_refused(options, sentence, runs):

@@ -269,6 +269,30 @@ def test_results_are_collected_by_experiment(tmp_path, monkeypatch):
     assert len(curves) == 3
 
 
+def test_runs_are_added_to_those_of_another_machine(tmp_path, monkeypatch, capsys):
+    def collect(name, *words):
+        monkeypatch.setattr(sys, "argv", ["", *words, str(tmp_path / name), str(tmp_path / "out")])
+        collect_results.main()
+        return [list(csv.DictReader((tmp_path / f"out/{table}.csv").open())) for table in ("runs", "curves")]
+
+    write_run(tmp_path / "first/one", seed=2, rows=[logged(16_000, 0.1), logged(32_000, 0.2)])
+    write_run(tmp_path / "second/one", seed=1, rows=[logged(16_000, 0.3), logged(32_000, 0.4)])
+    write_run(tmp_path / "again/one", seed=2, rows=[logged(16_000, 0.5)])
+    first = collect("first", "--add")
+    runs, curves = collect("second", "--add")
+    assert runs[1:] == first[0] and [row["success"] for row in curves] == ["0.3", "0.4", "0.1", "0.2"]
+    runs, curves = collect("again", "--add")
+    assert len(runs) == 2 and [row["success"] for row in curves] == ["0.3", "0.4", "0.5"], "the same run anew"
+    runs, curves = collect("first")
+    assert len(runs) == 1 and len(curves) == 2, "not asked to keep any"
+    (tmp_path / "out/curves.csv").write_text("of,another\n1,2\n")
+    before = (tmp_path / "out/runs.csv").read_bytes()
+    with pytest.raises(SystemExit):
+        collect("second", "--add")
+    assert "curves.csv: must have the columns experiment" in capsys.readouterr().err
+    assert (tmp_path / "out/runs.csv").read_bytes() == before
+
+
 def test_a_dip_counts_from_the_step_that_reached_the_level():
     rows = [logged(4_000, 0.1), logged(8_000, 1.0), logged(12_000, 0.93), logged(16_000, 0.97)]
     assert collect_results.least_success_since(rows, 8_000) == 0.93
