@@ -37,6 +37,8 @@ from tasks.observations import BUCKETS, GRID_VALUES, Frames, is_grid, picture_sc
 # Queries that attend at once: bounds the (queries x keys) attention matrix when segments are long.
 QUERY_BLOCK = 128
 PICTURES_AT_ONCE = 128  # that a CPU encodes
+# Of queries and keys at the start: untrained heads should differ in where they look, logits spread by 0.85, not 0.33.
+ATTENTION_SCALE = 1.6
 
 # What the settings of an agent may be stands beside them here too, so that a file's can be checked where there is no
 # training script; a test compares.
@@ -404,8 +406,8 @@ class TransformerLayer(nn.Module):
         self.heads = heads
         self.norm_attention = nn.LayerNorm(width)
         self.query_key_value = layer_init(nn.Linear(width, 3 * width), 1.0)
-        with torch.no_grad():  # untrained heads should differ in where they look: logits spread by 0.85, not 0.33
-            self.query_key_value.weight[: 2 * width] *= 1.6
+        with torch.no_grad():
+            self.query_key_value.weight[: 2 * width] *= ATTENTION_SCALE
         self.project = layer_init(nn.Linear(width, width), 1.0)
         self.norm_attended = nn.LayerNorm(width)
         self.norm_ff = nn.LayerNorm(width)

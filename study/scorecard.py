@@ -2,6 +2,7 @@
 
     python -m study.scorecard --jobs 2 --seeds 11 12 13           all that is not finished
     python -m study.scorecard --tasks repeat_previous_medium --agents palmer lstm --seeds 1001
+    python -m study.scorecard --tasks s13 --agents palmer no_fading               without a part of the recipe
     python -m study.scorecard --dry                               only print the commands, one a line
     python -m study.scorecard --but-for results/scorecard/runs.csv               what is not in that table yet
 
@@ -25,6 +26,15 @@ from typing import Annotated, NamedTuple
 
 from harness.flags import Range, check_args, run_script
 from harness.input_error import InputError
+
+WITHOUT_FLAG = (  # what study/without.py can take out
+    "visit_budget",
+    "rarity_beside",
+    "fading",
+    "attention_norm",
+    "attention_scale",
+    "priced_entropy",
+)
 
 
 class Task(NamedTuple):
@@ -166,6 +176,16 @@ AGENTS = {  # script and flags
     "lstm": ("lstm", ""),
     "trxl": ("trxl", ""),
 }
+# PALMER without one part of its recipe, trained when asked for by name: by a flag, or by study/without.py.
+ABLATIONS = {
+    "no_recall": ("palmer", "--recall-coef 0"),
+    "no_recall_at_all": ("palmer", "--recall-coef 0 --age-coef 0"),
+    "no_visit_bonus": ("palmer", "--visit-bonus 0"),
+    "plain_ppo": ("palmer", "--recall-coef 0 --age-coef 0 --visit-bonus 0"),
+    "no_memory": ("palmer", "--forget"),
+    "no_solved_entropy": ("palmer", "--solved-ent-coef None"),
+}
+ABLATIONS |= {f"no_{part}": ("palmer", "") for part in WITHOUT_FLAG}
 
 
 @dataclass
@@ -187,7 +207,7 @@ class Options:
 
 
 def folder_of(options: Options, task: str, agent: str, seed: int) -> Path:
-    return options.out / task / agent / f"{AGENTS[agent][0]}__{task}__s{seed}"
+    return options.out / task / agent / f"{(AGENTS | ABLATIONS)[agent][0]}__{task}__s{seed}"
 
 
 def known_runs(table: Path) -> set[tuple[str, str, int]]:
@@ -201,13 +221,15 @@ def known_runs(table: Path) -> set[tuple[str, str, int]]:
 
 def command(options: Options, task: str, agent: str, seed: int) -> list[str]:
     """The run's command; one with a checkpoint goes on, another starts from the beginning."""
-    algo, flags = AGENTS[agent]
+    algo, flags = (AGENTS | ABLATIONS)[agent]
     row, folder = TASKS[task], folder_of(options, task, agent, seed)
     start = ["--resume" if (folder / "checkpoint.pt").exists() else "--run-dir", str(folder)]
     window = "" if algo == "lstm" else row.window
     settings = shlex.split(f"{row.flags} {window} {flags}")
     steps = ["--total-timesteps", str(row.steps), "--eval-every", "0"]
-    return [f"ppo_{algo}.py", "--env-id", row.env_id, "--seed", str(seed), *start, *steps, *settings]
+    part = agent.removeprefix("no_")
+    program = ["-m", "study.without", part] if agent in ABLATIONS and part in WITHOUT_FLAG else []
+    return [*program, f"ppo_{algo}.py", "--env-id", row.env_id, "--seed", str(seed), *start, *steps, *settings]
 
 
 def run(options: Options, task: str, agent: str, seed: int) -> bool:
@@ -229,7 +251,7 @@ def run(options: Options, task: str, agent: str, seed: int) -> bool:
 def main(options: Options) -> None:
     """Raises InputError for names that are not known, SystemExit(1) where a run did not finish."""
     check_args(options)
-    for flag, names, known in (("--tasks", options.tasks, TASKS), ("--agents", options.agents, AGENTS)):
+    for flag, names, known in (("--tasks", options.tasks, TASKS), ("--agents", options.agents, AGENTS | ABLATIONS)):
         for name in names:
             if name not in known:
                 raise InputError(f"{flag} {name}: must be of {', '.join(known)}.")

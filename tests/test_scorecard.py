@@ -12,24 +12,49 @@ import ppo_trxl
 from harness.flags import parse_args
 from harness.input_error import InputError
 from study import scorecard
-from study.scorecard import AGENTS, TASKS, Options
+from study.scorecard import ABLATIONS, AGENTS, TASKS, WITHOUT_FLAG, Options
 
+ABLATED = {
+    "no_recall": {"recall_coef"},
+    "no_recall_at_all": {"recall_coef", "age_coef"},
+    "no_visit_bonus": {"visit_bonus"},
+    "plain_ppo": {"recall_coef", "age_coef", "visit_bonus"},
+    "no_memory": {"forget"},
+    "no_solved_entropy": {"solved_ent_coef"},
+}
 SCRIPTS = {"palmer": ppo_palmer, "lstm": ppo_lstm, "trxl": ppo_trxl}
+
+
+def settings_of(command, monkeypatch):
+    """The script of a command, and the flags as it would read them."""
+    script, *words = command
+    monkeypatch.setattr("sys.argv", [script, *words])
+    module = SCRIPTS[script.removeprefix("ppo_").removesuffix(".py")]
+    args = vars(parse_args(module.Args, module.PRESETS))
+    return script, {name: value for name, value in args.items() if name not in ("run_dir", "given_flags")}
 
 
 @pytest.mark.parametrize("agent", AGENTS)
 @pytest.mark.parametrize("task", TASKS)
 def test_each_command_is_one_that_its_script_takes(task, agent, tmp_path, monkeypatch):
-    script, *words = scorecard.command(Options(out=tmp_path), task, agent, 11)
-    monkeypatch.setattr("sys.argv", [script, *words])
-    algo = AGENTS[agent][0]
-    args = parse_args(SCRIPTS[algo].Args, SCRIPTS[algo].PRESETS)
-    assert script == f"ppo_{algo}.py" and args.seed == 11 and args.total_timesteps == TASKS[task].steps
-    settings = {name: value for name, value in vars(args).items() if name not in ("run_dir", "given_flags")}
-    monkeypatch.setattr("sys.argv", ["", *scorecard.command(Options(out=tmp_path), task, "palmer", 11)[1:]])
-    palmers = vars(parse_args(ppo_palmer.Args, ppo_palmer.PRESETS))
+    script, settings = settings_of(scorecard.command(Options(out=tmp_path), task, agent, 11), monkeypatch)
+    assert script == f"ppo_{AGENTS[agent][0]}.py" and settings["seed"] == 11
+    assert settings["total_timesteps"] == TASKS[task].steps
+    _, palmers = settings_of(scorecard.command(Options(out=tmp_path), task, "palmer", 11), monkeypatch)
     different = {name for name, value in settings.items() if value != palmers[name]}
     assert different == {"palmer_fixed_gate": {"fixed_gate"}, "palmer_no_age": {"age_coef"}}.get(agent, set())
+
+
+@pytest.mark.parametrize("agent", ABLATIONS)
+def test_an_ablation_is_palmer_without_one_part(agent, tmp_path, monkeypatch):
+    _, palmers = settings_of(scorecard.command(Options(out=tmp_path), "s13", "palmer", 11), monkeypatch)
+    words = scorecard.command(Options(out=tmp_path), "s13", agent, 11)
+    if (part := agent.removeprefix("no_")) in WITHOUT_FLAG:
+        assert words[:3] == ["-m", "study.without", part]
+        words = words[3:]
+    script, settings = settings_of(words, monkeypatch)
+    different = {name for name, value in settings.items() if value != palmers[name]}
+    assert script == "ppo_palmer.py" and different == ABLATED.get(agent, set())
 
 
 @pytest.fixture
