@@ -10,8 +10,8 @@ from matplotlib import pyplot as plt
 from rliable import library as rly
 from rliable import metrics
 
-from study.figures import COLORS, band, by_seed, interval, markdown, read, replace_table, save
-from study.scorecard import AGENTS, TASKS, Task
+from study.figures import COLORS, band, by_seed, interval, markdown, median, number, read, replace_table, save
+from study.scorecard import ABLATIONS, AGENTS, TASKS, Task
 
 LABELS = {
     "palmer": "PALMER",
@@ -42,6 +42,24 @@ NAMES = {
     "tmaze_active_50": "active T-maze, 50 steps",
     "parity_25": "parity of up to 25 bits",
     "recall_xor_parity": "recall xor parity",
+}
+# What the table of parts shows, in its order.
+PARTS = {
+    "palmer": "nothing changed",
+    "plain_ppo": "recall, recall by age, visit bonus",
+    "no_recall_at_all": "recall, recall by age",
+    "no_recall": "recall",
+    "palmer_no_age": "recall by age",
+    "no_visit_bonus": "visit bonus",
+    "no_visit_budget": "the bonus' budget",
+    "no_rarity_beside": "rarity beside what the episode has shown",
+    "no_fading": "fading by success",
+    "no_priced_entropy": "entropy priced in rewards",
+    "no_solved_entropy": "higher entropy of a solved agent",
+    "no_attention_norm": "norm behind attention",
+    "no_attention_scale": "larger queries and keys at the start",
+    "palmer_fixed_gate": "learned gate (held at 0.5)",
+    "no_memory": "memory",
 }
 LEAST_SEEDS = 3  # fewer tell nothing about which agent is better
 
@@ -105,6 +123,47 @@ def card_table(runs: pd.DataFrame) -> list[list[str]]:
         met = "" if not len(ours) else "yes" if ours["measured"].median() >= task.goal else "no"
         about = [steps(task.steps), seeds, digits(task, chance[name]), task.published or "none"]
         rows.append([NAMES[name], *about, digits(task, task.goal), *cells, met])
+    return rows
+
+
+def reached(curves: pd.DataFrame) -> pd.Series:
+    """Steps after which a run's training first was at its task's goal, inf if never, by experiment and seed."""
+    goal = curves["experiment"].str.split("/").str[0].map({name: task.goal for name, task in TASKS.items()})
+    value = curves["success"].fillna(curves["return"])
+    return (
+        curves.assign(step=curves["step"].where(value >= goal, np.inf)).groupby(["experiment", "seed"])["step"].min()
+    )
+
+
+def parts_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
+    """PALMER without one part of its recipe, on the tasks for which that was asked: medians, the worst in brackets.
+
+    Better: how probably a run with nothing changed is the sooner at the goal, ties half.
+    """
+    rows = [["task", "without", "runs at the goal", "measured", "steps to the goal", "length", "unchanged is sooner"]]
+    soon = reached(curves)
+    runs = runs.assign(soon=[soon.get((row["experiment"], row["seed"]), np.inf) for _, row in runs.iterrows()])
+    for name, task in TASKS.items():
+        here = runs[runs["task"] == name]
+        if not here["agent"].isin(ABLATIONS).any():
+            continue
+        whole = here[here["agent"] == "palmer"]
+        for agent, label in PARTS.items():
+            ours = here[here["agent"] == agent]
+            if not len(ours):
+                continue
+            measured, sooner = ours["measured"], ""
+            if agent != "palmer" and len(whole):
+                # A run that never gets there counts as two budgets, as what is compared must be finite.
+                late = {"x": [r["soon"].clip(upper=2 * task.steps).to_numpy()[:, None] for r in (ours, whole)]}
+                better, bounds = interval(metrics.probability_of_improvement, late)
+                low, high = bounds["x"].ravel()
+                sooner = f"{float(better['x']):.2f} ({low:.2f} to {high:.2f})"
+            soon, least = median(ours["soon"]), ours["soon"].max()
+            cells = [f"{(measured >= task.goal).sum()} of {len(ours)}"]
+            cells.append(f"{digits(task, measured.median())} ({digits(task, measured.min())})")
+            cells.append(f"{number(soon / 1e6, '{:.2f}M')} ({number(least / 1e6, '{:.2f}M')})")
+            rows.append([NAMES[name], label, *cells, f"{ours['length'].median():.1f}", sooner])
     return rows
 
 
@@ -177,7 +236,9 @@ def main() -> None:
         return
     runs = with_scores(runs)
     replace_table("card", markdown(card_table(runs)))
-    plot_card_curves(read("scorecard", "curves"))
+    curves = read("scorecard", "curves")
+    replace_table("parts", markdown(parts_table(runs, curves)))
+    plot_card_curves(curves)
     if scores := complete(runs):
         replace_table("card aggregates", markdown(card_aggregates_table(scores)))
         plot_card_profiles(scores)

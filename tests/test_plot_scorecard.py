@@ -8,7 +8,7 @@ import pytest
 
 from harness.input_error import InputError
 from study import figures, measure_chance, plot_scorecard
-from study.scorecard import AGENTS, TASKS
+from study.scorecard import ABLATIONS, AGENTS, TASKS
 
 CHANCES = {"repeat_previous_medium": -0.5, "pendulum": -1257.0}
 AT = {"palmer": 0.9, "palmer_fixed_gate": 0.6, "palmer_no_age": 0.5, "lstm": 0.2, "trxl": 0.6}
@@ -87,7 +87,35 @@ def test_aggregates_know_who_is_better():
     assert all(row[2].startswith("1.00") for row in table[2:]) and table[1][2] == ""
 
 
+def test_parts_are_compared_by_when_the_goal_is_reached():
+    runs = card(("parity_25", "pendulum"), seeds=(11, 12)).assign(length=20.0)
+    ablated = runs[(runs["task"] == "parity_25") & (runs["agent"] == "palmer")]
+    ablated = ablated.assign(agent="no_fading", experiment="parity_25/no_fading", measured=[1.0, 0.7], length=22.0)
+    reach = {"parity_25/palmer": {11: 20_000, 12: 40_000}, "parity_25/no_fading": {11: 30_000}}
+    curves = pd.DataFrame(
+        {
+            "experiment": experiment,
+            "seed": seed,
+            "step": step,
+            "success": 0.99 if step >= reach[experiment].get(seed, math.inf) else 0.5,
+            "return": 1.0,  # success is what counts
+        }
+        for experiment in reach
+        for seed in (11, 12)
+        for step in range(10_000, 60_000, 10_000)
+    )
+    table = plot_scorecard.parts_table(pd.concat([runs, ablated]), curves)
+    assert [row[:2] for row in table[1:]] == [
+        ["parity of up to 25 bits", plot_scorecard.PARTS[agent]]
+        for agent in ("palmer", "palmer_no_age", "no_fading", "palmer_fixed_gate")
+    ], "pendulum has no ablation"
+    assert table[1][2:] == ["0 of 2", "0.900 (0.900)", "0.03M (0.04M)", "20.0", ""]
+    assert table[3][2:6] == ["1 of 2", "0.850 (0.700)", "never (never)", "22.0"]
+    assert table[3][6].startswith("0.75 "), "20k before 30k and never, 40k before never but after 30k"
+
+
 def test_all_tasks_and_agents_have_names():
+    assert set(plot_scorecard.PARTS) == {"palmer", "palmer_no_age", "palmer_fixed_gate", *ABLATIONS}
     assert list(plot_scorecard.NAMES) == list(TASKS)
     assert set(plot_scorecard.LABELS) == set(plot_scorecard.SHADES) == set(AGENTS)
 
