@@ -37,6 +37,7 @@ CODES = 256  # most codes where observations are not a table's
 # Sum of rarities after which an episode earns no more visit bonus: it decreases linearly up to there, so that an
 # episode earns about twice the bonus at most, and solving it pays more than staying.
 VISIT_BUDGET = 4.0
+CUE = 0.5  # p (1 - p) of two codes, one of which each episode shows
 NEAR = 0.03  # root mean square difference of looks, up to which two are one code; noise of 30 grey levels makes 0.014
 BLOCK = 7  # pixels of a picture that are averaged before looks are compared
 
@@ -241,10 +242,12 @@ def recall_loss(logits: Tensor, seen: Tensor, familiar: Tensor) -> Tensor:
 
     Weighted by how uncertain each code is beforehand, p (1 - p) with p its share of recent episodes,
     familiar (C,): what every episode shows, or none, needs no memory. The constant lets nothing be forgotten.
+    Where all codes together are less uncertain than a cue of two kinds, the loss counts for less: there is little to
+    be held, and a memory that is to do something else, such as to count, would be kept from it.
     """
     weight = familiar * (1 - familiar) + 0.01
     loss = F.binary_cross_entropy_with_logits(logits, seen.float(), weight, reduction="sum")
-    return loss / (weight.sum() * logits[..., 0].numel())
+    return loss / (weight.sum().clamp_min(CUE) * logits[..., 0].numel())
 
 
 def rarity(together: Tensor, code: Tensor, seen: Tensor) -> Tensor:
