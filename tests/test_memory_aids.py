@@ -207,8 +207,17 @@ def test_a_recall_that_is_off_has_no_head(script):
 def test_recall_asks_most_for_what_is_uncertain():
     """By hand: weights p (1 - p) + 0.01 of 0.01, 0.26 and 0.01, and a loss of ln 2 for observation 1 alone."""
     logits, seen = torch.tensor([[[9e9, 0.0, -9e9]]]).expand(2, 3, 3), torch.tensor([1, 1, 0]).bool().expand(2, 3, 3)
-    loss = recall_loss(logits, seen, torch.tensor([1.0, 0.5, 0.0]))
-    assert loss.item() == pytest.approx(math.log(2) * 0.26 / 0.28)
+    logits, seen = logits.repeat(1, 1, 2), seen.repeat(1, 1, 2)  # as much again, so that it counts in full
+    loss = recall_loss(logits, seen, torch.tensor([1.0, 0.5, 0.0, 1.0, 0.5, 0.0]))
+    assert loss.item() == pytest.approx(math.log(2) * 0.52 / 0.56)
+
+
+def test_recall_asks_little_where_little_is_uncertain():
+    """A loss of ln 2 for each of two observations, by how many of the episodes show them."""
+    logits, seen = torch.zeros(2, 3, 2), torch.ones(2, 3, 2).bool()
+    for share, expected in ((0.5, 1), (0.9, 0.2 / 0.5), (1.0, 0.02 / 0.5)):
+        loss = recall_loss(logits, seen, torch.tensor([share, share]))
+        assert loss.item() == pytest.approx(math.log(2) * expected)
 
 
 # ------------------------------------------------------------------------------- fading
