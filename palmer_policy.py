@@ -5,7 +5,7 @@
     h^T_t    = LayerNorm(Transformer(x_{t-M+1..t}))              long-term memory, within the episode
     g_t      = sigmoid(W_g [h^T_t ; h^L_t] + b_g)                in (0,1)^D: 1 = Transformer, 0 = LSTM
     z_t      = g_t * h^T_t + (1 - g_t) * h^L_t                   element by element
-    pi(a|z_t), V(z_t)                                            heads on a shared hidden layer
+    pi(a|z_t), V(z_t)                                            heads on a shared hidden layer of products
 
 Modules hold parameters only. What an agent remembers is a `MemoryState`, an argument and a return value, so that
 one and the same `forward` serves a single step of a rollout (T = 1) and a whole training segment (T > 1), with
@@ -659,6 +659,22 @@ def action_size(action_space: gym.Space) -> int:
     return int(action_space.nvec.sum()) if isinstance(action_space, spaces.MultiDiscrete) else action_space.shape[0]
 
 
+class GatedLinear(nn.Module):
+    """A hidden layer of products, silu(W_1 z + b_1) * (W_2 z + b_2) (Shazeer 2020, https://arxiv.org/abs/2002.05202).
+
+    What is remembered often has to be chosen by what is seen, as the count of the card that is asked for, or the side
+    of a fork; a product of two linear functions does so, where a sum of ReLUs has to find each case by itself.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear = layer_init(nn.Linear(width, 2 * width))
+
+    def forward(self, z: Tensor) -> Tensor:
+        a, b = self.linear(z).chunk(2, -1)
+        return F.silu(a) * b
+
+
 class MemoryPolicy(nn.Module):
     """What every agent shares: encoder, a memory that the subclass gives (`remember`), heads.
 
@@ -682,7 +698,7 @@ class MemoryPolicy(nn.Module):
         self.observation_space = observation_space
         self.action_space = action_space
         self.encoder = ObservationEncoder(observation_space, width, cnn, norm_obs)
-        self.hidden = layer_init(nn.Linear(width, width))
+        self.hidden = GatedLinear(width)
         self.actor = layer_init(nn.Linear(width, action_size(action_space)), 0.01)
         self.critic = layer_init(nn.Linear(width, 1), 1.0)
         # Of Box actions, the same in all states; about 0.6, where bounds are at -1 and 1.
@@ -723,7 +739,7 @@ class MemoryPolicy(nn.Module):
         if self.forget:
             episode_start = torch.ones_like(episode_start)
         z, gate, state = self.remember(x, state, episode_start)
-        hidden = F.relu(self.hidden(z))
+        hidden = self.hidden(z)
         return PolicyOutput(self.actor(hidden), self.critic(hidden).squeeze(-1), z, gate), state
 
     @torch.no_grad()
