@@ -53,17 +53,21 @@ class Task(NamedTuple):
 MMER = "mean return of the best epoch, 15M steps (Morad et al. 2023)"
 NI = "solved by a DQN with a Transformer (Ni et al. 2023)"
 THEIR_TMAZE = "--last-action --last-reward"  # what the agents of the T-maze's authors see
+# Where an action is judged at once, or is the last, and changes nothing of what comes: nothing to look ahead to, and
+# the right answer is worth all that there is, so that chance must be worth more to be kept up until it is found.
+JUDGED = "--gamma 0 --ent-coef 0.02"
 
 
 def popgym(name: str) -> str:
     return f"popgym:popgym-{name}-v0"
 
 
-def passive_tmaze(length: int) -> dict[str, str]:
-    """Settings for a corridor of `length` steps, all of which the Transformer sees."""
+def passive_tmaze(length: int, num_envs: int) -> dict[str, str]:
+    """Settings for a corridor of `length` steps: a rollout is an episode, all of which the Transformer sees."""
+    rollout = f"--num-envs {num_envs} --num-steps {length + 1}"
     return {
-        "flags": f"--env-kwargs '{{\"length\": {length}}}' {THEIR_TMAZE}",
-        "window": f"--memory-length {length + 4}",
+        "flags": f"--env-kwargs '{{\"length\": {length}}}' {THEIR_TMAZE} {rollout}",
+        "window": f"--memory-length {length + 1}",
     }
 
 
@@ -78,7 +82,7 @@ TASKS = {
         1,
         0.95,
         f"GRU 1.000, -0.42 at 3M steps; {MMER}",
-        flags="--num-envs 16 --num-steps 416 --gamma 0.5",
+        flags=f"--num-envs 16 --num-steps 416 {JUDGED}",
         window="--memory-length 416",
     ),
     "repeat_previous_medium": Task(
@@ -88,7 +92,7 @@ TASKS = {
         1,
         0.95,
         f"best of 13 models 0.789, GRU -0.315; {MMER}",
-        flags="--num-steps 64 --gamma 0.9",
+        flags=f"--num-steps 64 {JUDGED}",
     ),
     "repeat_previous_hard": Task(
         popgym("RepeatPreviousHard"),
@@ -97,11 +101,11 @@ TASKS = {
         1,
         0.95,
         f"LMU 0.191, GRU -0.428; {MMER}",
-        flags="--num-steps 128 --gamma 0.9",
+        flags=f"--num-steps 128 {JUDGED}",
         window="--memory-length 128",
     ),
     "repeat_and_parity": Task(
-        "palmer/RepeatAndParity-v0", 1_000_000, "return", 1, 0.95, flags="--num-steps 64 --gamma 0.9"
+        "palmer/RepeatAndParity-v0", 1_000_000, "return", 1, 0.95, flags=f"--num-steps 64 {JUDGED}"
     ),
     "autoencode_easy": Task(
         popgym("AutoencodeEasy"),
@@ -110,7 +114,7 @@ TASKS = {
         1,
         0.495,
         f"SHM 0.495 (Le et al. 2024), GRU -0.283; {MMER}",
-        flags="--num-envs 32 --num-steps 104 --gamma 0.5",
+        flags=f"--num-envs 32 --num-steps 104 {JUDGED}",
         window="--memory-length 104",
     ),
     "count_recall_easy": Task(
@@ -120,9 +124,18 @@ TASKS = {
         1,
         0.509,
         f"LSTM 0.509, GRU 0.177; {MMER}",
-        flags="--num-steps 64 --gamma 0.5",
+        flags=f"--num-steps 64 {JUDGED}",
     ),
-    "count_recall_medium": Task(popgym("CountRecallMedium"), 3_000_000, "return", 1, -0.40, f"best -0.519; {MMER}"),
+    "count_recall_medium": Task(
+        popgym("CountRecallMedium"),
+        1_000_000,
+        "return",
+        1,
+        -0.40,
+        f"best -0.519; {MMER}",
+        flags=f"--num-steps 104 {JUDGED}",
+        window="--memory-length 104",
+    ),
     "concentration_easy": Task(
         popgym("ConcentrationEasy"), 3_000_000, "return", 1, 0.107, f"FFM 0.107; {MMER}", flags="--last-action"
     ),
@@ -148,13 +161,13 @@ TASKS = {
         flags="--num-envs 8 --num-steps 128 --gamma 0.9 --vf-coef 20",
     ),
     "tmaze_passive_100": Task(
-        "palmer/TMazePassive-v0", 1_000_000, "success", 1, 0.95, f"{NI}, 2M steps", **passive_tmaze(100)
+        "palmer/TMazePassive-v0", 1_000_000, "success", 1, 0.95, f"{NI}, 2M steps", **passive_tmaze(100, 32)
     ),
     "tmaze_passive_250": Task(
-        "palmer/TMazePassive-v0", 2_000_000, "success", 1, 0.95, f"{NI}, 4M steps", **passive_tmaze(250)
+        "palmer/TMazePassive-v0", 1_000_000, "success", 1, 0.95, f"{NI}, 4M steps", **passive_tmaze(250, 16)
     ),
     "tmaze_passive_500": Task(
-        "palmer/TMazePassive-v0", 2_000_000, "success", 1, 0.95, f"{NI}, 4M steps", **passive_tmaze(500)
+        "palmer/TMazePassive-v0", 1_000_000, "success", 1, 0.95, f"{NI}, 4M steps", **passive_tmaze(500, 8)
     ),
     "tmaze_active_50": Task(
         "palmer/TMazeActive-v0", 1_000_000, "success", 1, 0.95, f"{NI}, 2M steps", flags=THEIR_TMAZE
@@ -166,8 +179,9 @@ TASKS = {
         1,
         0.99,
         "an LSTM solves it, a Transformer does not (Lu et al. 2024)",
+        flags=JUDGED,
     ),
-    "recall_xor_parity": Task("palmer/RecallXorParity-v0", 1_000_000, "success", 1, 0.95),
+    "recall_xor_parity": Task("palmer/RecallXorParity-v0", 1_000_000, "success", 1, 0.95, flags=JUDGED),
 }
 AGENTS = {  # script and flags
     "palmer": ("palmer", ""),

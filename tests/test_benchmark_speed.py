@@ -69,7 +69,7 @@ def flops_by_hand(
     lstm = layers * (2 * D * 4 * D + 2 * D * 4 * D)  # of the input, of h
     transformer = layers * (2 * D * 3 * D + 2 * D * D + 2 * 2 * D * 2 * D)  # q k v, output, feed-forward of 2 D
     gate = 2 * 2 * D * D
-    heads = 2 * D * D + 2 * D * 7 + 2 * D  # hidden layer, 7 actions, value
+    heads = 2 * D * 2 * D + 2 * D * 7 + 2 * D  # hidden layer of products, 7 actions, value
     step = heads
     step += lstm if algo != "trxl" else 0
     step += transformer if algo != "lstm" else 0
