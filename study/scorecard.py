@@ -74,10 +74,10 @@ def passive_tmaze(length: int, num_envs: int) -> dict[str, str]:
 TASKS = {
     "s13": Task("MiniGrid-MemoryS13-v0", 600_000, "success", 1, 0.99, "0.50 at 2M steps (the original PALMER)"),
     "s17random": Task("MiniGrid-MemoryS17Random-v0", 600_000, "success", 1, 0.99, "0.50 at 2M (the original PALMER)"),
-    "noisy_s17random": Task("palmer/NoisyMemoryS17Random-v0", 1_000_000, "success", 1, 0.95),
+    "noisy_s17random": Task("palmer/NoisyMemoryS17Random-v0", 600_000, "success", 1, 0.95),
     "repeat_first_medium": Task(
         popgym("RepeatFirstMedium"),
-        1_000_000,
+        600_000,
         "return",
         1,
         0.95,
@@ -87,7 +87,7 @@ TASKS = {
     ),
     "repeat_previous_medium": Task(
         popgym("RepeatPreviousMedium"),
-        1_000_000,
+        600_000,
         "return",
         1,
         0.95,
@@ -96,7 +96,7 @@ TASKS = {
     ),
     "repeat_previous_hard": Task(
         popgym("RepeatPreviousHard"),
-        2_000_000,
+        1_000_000,
         "return",
         1,
         0.95,
@@ -109,7 +109,7 @@ TASKS = {
     ),
     "autoencode_easy": Task(
         popgym("AutoencodeEasy"),
-        3_000_000,
+        1_500_000,
         "return",
         1,
         0.495,
@@ -119,7 +119,7 @@ TASKS = {
     ),
     "count_recall_easy": Task(
         popgym("CountRecallEasy"),
-        2_000_000,
+        1_000_000,
         "return",
         1,
         0.509,
@@ -161,7 +161,7 @@ TASKS = {
         flags="--num-envs 8 --num-steps 128 --gamma 0.9 --vf-coef 20",
     ),
     "tmaze_passive_100": Task(
-        "palmer/TMazePassive-v0", 1_000_000, "success", 1, 0.95, f"{NI}, 2M steps", **passive_tmaze(100, 32)
+        "palmer/TMazePassive-v0", 600_000, "success", 1, 0.95, f"{NI}, 2M steps", **passive_tmaze(100, 32)
     ),
     "tmaze_passive_250": Task(
         "palmer/TMazePassive-v0", 1_000_000, "success", 1, 0.95, f"{NI}, 4M steps", **passive_tmaze(250, 16)
@@ -170,7 +170,7 @@ TASKS = {
         "palmer/TMazePassive-v0", 1_000_000, "success", 1, 0.95, f"{NI}, 4M steps", **passive_tmaze(500, 8)
     ),
     "tmaze_active_50": Task(
-        "palmer/TMazeActive-v0", 1_000_000, "success", 1, 0.95, f"{NI}, 2M steps", flags=THEIR_TMAZE
+        "palmer/TMazeActive-v0", 600_000, "success", 1, 0.95, f"{NI}, 2M steps", flags=THEIR_TMAZE
     ),
     "parity_25": Task(
         "palmer/Parity-v0",
@@ -181,7 +181,7 @@ TASKS = {
         "an LSTM solves it, a Transformer does not (Lu et al. 2024)",
         flags=JUDGED,
     ),
-    "recall_xor_parity": Task("palmer/RecallXorParity-v0", 1_000_000, "success", 1, 0.95, flags=JUDGED),
+    "recall_xor_parity": Task("palmer/RecallXorParity-v0", 600_000, "success", 1, 0.95, flags=JUDGED),
 }
 AGENTS = {  # script and flags
     "palmer": ("palmer", ""),
