@@ -126,6 +126,22 @@ def card_table(runs: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
+def short_table(runs: pd.DataFrame) -> list[list[str]]:
+    """The card for the README: medians of the three agents, with the command that trains them."""
+    agents = ("palmer", "lstm", "trxl")
+    rows = [["task", "`--env-id` and settings", "steps", "best published", *(LABELS[agent] for agent in agents)]]
+    for name, task in TASKS.items():
+        here = runs[runs["task"] == name]
+        values = {agent: here[here["agent"] == agent]["measured"] for agent in agents}
+        if not len(here) or not all(len(measured) for measured in values.values()):
+            continue
+        settings = f"`{' '.join(text for text in (task.env_id, task.flags, task.window) if text)}`"
+        published = task.published.partition(";")[0] or "none"
+        medians = [digits(task, measured.median()) for measured in values.values()]
+        rows.append([NAMES[name], settings, steps(task.steps), published, *medians])
+    return rows
+
+
 def reached(curves: pd.DataFrame) -> pd.Series:
     """Steps after which a run's training first was at its task's goal, inf if never, by experiment and seed."""
     goal = curves["experiment"].str.split("/").str[0].map({name: task.goal for name, task in TASKS.items()})
@@ -236,6 +252,7 @@ def main() -> None:
         return
     runs = with_scores(runs)
     replace_table("card", markdown(card_table(runs)))
+    replace_table("card in short", markdown(short_table(runs)))
     curves = read("scorecard", "curves")
     replace_table("parts", markdown(parts_table(runs, curves)))
     plot_card_curves(curves)

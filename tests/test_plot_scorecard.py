@@ -51,7 +51,7 @@ def test_the_card_gives_medians_and_says_whether_the_goal_is_met():
     table = plot_scorecard.card_table(card())
     by_task = {row[0]: dict(zip(table[0], row, strict=True)) for row in table[1:]}
     medium, pendulum = by_task["RepeatPreviousMedium"], by_task["Pendulum without velocities"]
-    assert (medium["steps"], medium["seeds"], medium["chance"], medium["goal"]) == ("1M", "3", "-0.500", "0.950")
+    assert (medium["steps"], medium["seeds"], medium["chance"], medium["goal"]) == ("600k", "3", "-0.500", "0.950")
     assert medium["PALMER"] == "0.888 (0.887)" and medium["PPO-TrXL"] == "0.588 (0.587)" and medium["met"] == "no"
     assert "0.789" in medium["published"]
     assert pendulum["PALMER"] == "-257 (-257)" and pendulum["steps"] == "300k" and pendulum["met"] == "no"
@@ -64,6 +64,15 @@ def test_an_agent_without_a_run_has_an_empty_cell():
     runs = card(("parity_25",))
     (row,) = plot_scorecard.card_table(runs[runs["agent"] == "lstm"])[1:]
     assert row[2] == "" and row[-1] == "" and [bool(cell) for cell in row[6:11]] == [False, False, False, True, False]
+
+
+def test_the_short_card_has_a_row_where_all_three_agents_were_trained():
+    runs = card(("parity_25", "repeat_previous_medium"))
+    runs = runs[~((runs["agent"] == "trxl") & (runs["task"] == "parity_25"))]
+    (row,) = plot_scorecard.short_table(runs)[1:]
+    assert row[0] == "RepeatPreviousMedium" and row[3] == "best of 13 models 0.789, GRU -0.315"
+    assert row[1].startswith("`popgym:popgym-RepeatPreviousMedium-v0 --num-steps 64") and "  " not in row[1]
+    assert row[4:] == ["0.888", "0.188", "0.588"]
 
 
 def test_only_what_all_agents_have_is_compared():
