@@ -55,7 +55,7 @@ NI = "solved by a DQN with a Transformer (Ni et al. 2023)"
 THEIR_TMAZE = "--last-action --last-reward"  # what the agents of the T-maze's authors see
 # Where an action is judged at once, or is the last, and changes nothing of what comes: nothing to look ahead to, and
 # the right answer is worth all that there is, so that chance must be worth more to be kept up until it is found.
-JUDGED = "--gamma 0 --ent-coef 0.02"
+JUDGED = "--gamma 0 --ent-coef 0.05"
 
 
 def popgym(name: str) -> str:
@@ -105,7 +105,7 @@ TASKS = {
         window="--memory-length 128",
     ),
     "repeat_and_parity": Task(
-        "palmer/RepeatAndParity-v0", 1_000_000, "return", 1, 0.95, flags=f"--num-steps 64 {JUDGED}"
+        "palmer/RepeatAndParity-v0", 2_000_000, "return", 1, 0.95, flags=f"--num-steps 64 {JUDGED}"
     ),
     "autoencode_easy": Task(
         popgym("AutoencodeEasy"),

@@ -15,7 +15,7 @@ Observation (2,): card and flip, each -1 for 0 and 1 for 1. Actions: two of 0 or
 each answer 1 / (2 length) if it is right and as much less if not. An episode has `length` steps. Best return: 1;
 chance: 0; repeat alone or parity alone: 0.5. A task of this project.
 
-    python ppo_palmer.py --env-id palmer/RepeatAndParity-v0 --num-steps 64 --gamma 0 --ent-coef 0.02
+    python ppo_palmer.py --env-id palmer/RepeatAndParity-v0 --num-steps 64 --gamma 0 --ent-coef 0.05
     --env-kwargs '{"delay": 8, "length": 32, "flips": 0.5}'
 """
 
