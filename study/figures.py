@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 AGENTS = {"palmer": "PALMER", "lstm": "PPO-LSTM", "trxl": "PPO-TrXL"}
 COLORS = {"palmer": "#d1495b", "lstm": "#2e86ab", "trxl": "#6a994e"}
 BOOTSTRAP_REPETITIONS = 2_000
+NUMBER = re.compile(r"(<!-- n ([^>]+?) -->)(.*?)(<!-- \. -->)")
 
 
 def read(part: str, name: str) -> pd.DataFrame | None:
@@ -87,4 +88,18 @@ def replace_table(name: str, table: str) -> None:
             text = file.read_text(encoding="utf-8")
             with whole(file) as temporary:
                 new_text = pattern.sub(lambda match: match[1] + table + "\n" + match[2], text)
+                temporary.write_text(new_text, encoding="utf-8")
+
+
+def replace_numbers(numbers: dict[str, str]) -> None:
+    """Put each number between its marks in the sentences of REPORT.md and README.md: <!-- n NAME -->0.99<!-- . -->.
+
+    Marks whose names are not among the numbers are of another part of the study, and stay as they are.
+    """
+    for document in ("REPORT.md", "README.md"):
+        file = ROOT / document
+        if file.exists():
+            text = file.read_text(encoding="utf-8")
+            new_text = NUMBER.sub(lambda mark: mark[1] + numbers.get(mark[2], mark[3]) + mark[4], text)
+            with whole(file) as temporary:
                 temporary.write_text(new_text, encoding="utf-8")

@@ -10,7 +10,19 @@ from matplotlib import pyplot as plt
 from rliable import library as rly
 from rliable import metrics
 
-from study.figures import COLORS, band, by_seed, interval, markdown, median, number, read, replace_table, save
+from study.figures import (
+    COLORS,
+    band,
+    by_seed,
+    interval,
+    markdown,
+    median,
+    number,
+    read,
+    replace_numbers,
+    replace_table,
+    save,
+)
 from study.scorecard import ABLATIONS, AGENTS, TASKS, Task
 
 LABELS = {
@@ -199,6 +211,26 @@ def card_aggregates_table(scores: dict[str, np.ndarray]) -> list[list[str]]:
     return rows
 
 
+def numbers(runs: pd.DataFrame, curves: pd.DataFrame, cuts: pd.DataFrame | None) -> dict[str, str]:
+    """What sentences may say, by name: "TASK AGENT" is the median of what is measured, "TASK AGENT least" the least,
+    "TASK AGENT steps" the median of the steps after which training was at the goal, "TASK cut MEMORY" the median of
+    PALMER with one memory cut off.
+    """
+    named = {}
+    soon = reached(curves)
+    for (name, agent), here in runs.groupby(["task", "agent"]):
+        task = TASKS[name]
+        named[f"{name} {agent}"] = digits(task, here["measured"].median())
+        named[f"{name} {agent} least"] = digits(task, here["measured"].min())
+        late = pd.Series([soon.get((f"{name}/{agent}", seed), np.inf) for seed in here["seed"]])
+        named[f"{name} {agent} steps"] = number(median(late) / 1e6, "{:.2f}M")
+    if cuts is not None:
+        for (name, cut), here in cuts[cuts["agent"] == "palmer"].groupby(["task", "cut"]):
+            column = "success" if TASKS[name].measure == "success" else "return"
+            named[f"{name} cut {cut}"] = digits(TASKS[name], here[column].median())
+    return named
+
+
 def settings_table() -> list[list[str]]:
     rows = [["task", "`--env-id`", "settings of all agents", "of those with a Transformer"]]
     for name, task in TASKS.items():
@@ -255,6 +287,7 @@ def main() -> None:
     replace_table("card in short", markdown(short_table(runs)))
     curves = read("scorecard", "curves")
     replace_table("parts", markdown(parts_table(runs, curves)))
+    replace_numbers(numbers(runs, curves, read("scorecard", "cuts")))
     plot_card_curves(curves)
     if scores := complete(runs):
         replace_table("card aggregates", markdown(card_aggregates_table(scores)))

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,8 +11,13 @@ from harness.input_error import InputError
 from study import figures, measure_chance, plot_scorecard
 from study.scorecard import ABLATIONS, AGENTS, TASKS
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 CHANCES = {"repeat_previous_medium": -0.5, "pendulum": -1257.0}
 AT = {"palmer": 0.9, "palmer_fixed_gate": 0.6, "palmer_no_age": 0.5, "lstm": 0.2, "trxl": 0.6}
+
+
+def read(name):
+    return (REPOSITORY / name).read_text(encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +127,34 @@ def test_parts_are_compared_by_when_the_goal_is_reached():
     assert table[1][2:] == ["0 of 2", "0.900 (0.900)", "0.03M (0.04M)", "20.0", ""]
     assert table[3][2:6] == ["1 of 2", "0.850 (0.700)", "never (never)", "22.0"]
     assert table[3][6].startswith("0.75 "), "20k before 30k and never, 40k before never but after 30k"
+
+
+def test_numbers_in_sentences_are_those_of_the_tables(results, tmp_path):
+    document = tmp_path / "REPORT.md"
+    sentence = (
+        "It ends at <!-- n parity_25 palmer -->{}<!-- . -->, the least at <!-- n pendulum lstm least -->{}<!-- . -->"
+    )
+    sentence += ", after <!-- n parity_25 trxl steps -->{}<!-- . -->; cut, <!-- n parity_25 cut lstm -->{}<!-- . -->;"
+    sentence += " <!-- n of another part -->{}<!-- . -->."
+    document.write_text(sentence.format(1, 2, 3, 4, 5))
+    runs = card(("parity_25", "pendulum"))
+    curves = [{"experiment": "parity_25/trxl", "seed": seed, "step": 10_000 * seed} for seed in (11, 12, 13)]
+    curves = pd.DataFrame(curves).assign(success=0.99, **{"return": 0.0})
+    cuts = [
+        {"task": "parity_25", "agent": "palmer", "cut": "lstm", "success": at, "return": 0} for at in (0.5, 0.6, 0.9)
+    ]
+    figures.replace_numbers(plot_scorecard.numbers(runs, curves, pd.DataFrame(cuts)))
+    assert document.read_text() == sentence.format("0.900", "-957", "0.12M", "0.600", 5)
+
+
+def test_every_number_with_a_mark_has_a_name_that_is_known():
+    """Or it would stand there for ever, whatever the tables say."""
+    names = {
+        f"{task} {agent}{of}" for task in TASKS for agent in AGENTS | ABLATIONS for of in ("", " least", " steps")
+    }
+    names |= {f"{task} cut {cut}" for task in TASKS for cut in ("none", "lstm", "transformer")}
+    marks = [mark[1] for name in ("REPORT.md", "README.md") for mark in figures.NUMBER.findall(read(name))]
+    assert set(marks) <= names
 
 
 def test_all_tasks_and_agents_have_names():
