@@ -158,9 +158,8 @@ def reached(curves: pd.DataFrame) -> pd.Series:
     """Steps after which a run's training first was at its task's goal, inf if never, by experiment and seed."""
     goal = curves["experiment"].str.split("/").str[0].map({name: task.goal for name, task in TASKS.items()})
     value = curves["success"].fillna(curves["return"])
-    return (
-        curves.assign(step=curves["step"].where(value >= goal, np.inf)).groupby(["experiment", "seed"])["step"].min()
-    )
+    step = curves["step"].astype(float).where(value >= goal, np.inf)
+    return curves.assign(step=step).groupby(["experiment", "seed"])["step"].min()
 
 
 def parts_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
