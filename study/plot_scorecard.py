@@ -230,6 +230,47 @@ def numbers(runs: pd.DataFrame, curves: pd.DataFrame, cuts: pd.DataFrame | None)
     return named
 
 
+def why_table(cuts: pd.DataFrame, gates: pd.DataFrame) -> list[list[str]]:
+    """What each memory of PALMER is worth, and where its gate turns: medians over seeds."""
+    rows = [["task", "whole", "LSTM cut off", "Transformer cut off"]]
+    rows[0] += ["gate, first fifth", "last fifth", "elements of the Transformer", "of the LSTM"]
+    for name, task in TASKS.items():
+        cut, gate = (table[(table["task"] == name) & (table["agent"] == "palmer")] for table in (cuts, gates))
+        if not len(cut) or not len(gate):
+            continue
+        column = "success" if task.measure == "success" else "return"
+        worth = [digits(task, cut[cut["cut"] == which][column].median()) for which in ("none", "lstm", "transformer")]
+        first, last = (gate[gate["fifth"] == fifth]["mean"].median() for fifth in (1, 5))
+        shares = [gate.groupby("seed")[side].mean().median() for side in ("transformer", "lstm")]
+        rows.append([NAMES[name], *worth, f"{first:.2f}", f"{last:.2f}", *(f"{share:.0%}" for share in shares)])
+    return rows
+
+
+def plot_ages(ages: pd.DataFrame) -> None:
+    """By how many steps back: attention of the agents with a Transformer, and PALMER's recall by age."""
+    names = [name for name in TASKS if name in set(ages["task"])]
+    columns = 4
+    figure, axes = plt.subplots(-(-len(names) // columns), columns, figsize=(13, 2.4 * -(-len(names) // columns)))
+    for ax in axes.ravel()[len(names) :]:
+        ax.axis("off")
+    for ax, name in zip(axes.ravel(), names, strict=False):
+        for agent, column, style, label in (
+            ("palmer", "recall", "--", "PALMER recalls the frame"),
+            ("palmer", "guess", ":", "a guess"),
+            ("palmer", "attention", "-", "PALMER looks there"),
+            ("trxl", "attention", "-", "PPO-TrXL looks there"),
+        ):
+            rows = ages[(ages["task"] == name) & (ages["agent"] == agent)].groupby("age")[column].median().dropna()
+            color = "grey" if column == "guess" else SHADES[agent]
+            ax.plot(rows.index, rows, style, color=color, lw=1.4, label=label, marker="." if style == "-" else None)
+        ax.set(xscale="log", ylim=(-0.02, 1.02))
+        ax.set_title(NAMES[name], fontsize=8)
+        ax.tick_params(labelsize=7)
+    axes.ravel()[0].legend(frameon=False, fontsize=6)
+    figure.supxlabel("steps back", fontsize=8)
+    save(figure, "scorecard_ages")
+
+
 def settings_table() -> list[list[str]]:
     rows = [["task", "`--env-id`", "settings of all agents", "of those with a Transformer"]]
     for name, task in TASKS.items():
@@ -286,7 +327,12 @@ def main() -> None:
     replace_table("card in short", markdown(short_table(runs)))
     curves = read("scorecard", "curves")
     replace_table("parts", markdown(parts_table(runs, curves)))
-    replace_numbers(numbers(runs, curves, read("scorecard", "cuts")))
+    cuts, gates, ages = (read("scorecard", name) for name in ("cuts", "gates", "ages"))
+    replace_numbers(numbers(runs, curves, cuts))
+    if cuts is not None and gates is not None:
+        replace_table("why", markdown(why_table(cuts, gates)))
+    if ages is not None:
+        plot_ages(ages)
     plot_card_curves(curves)
     if scores := complete(runs):
         replace_table("card aggregates", markdown(card_aggregates_table(scores)))

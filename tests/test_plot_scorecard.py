@@ -129,6 +129,31 @@ def test_parts_are_compared_by_when_the_goal_is_reached():
     assert table[3][6].startswith("0.75 "), "20k before 30k and never, 40k before never but after 30k"
 
 
+def looks():
+    """What measure_memory writes, of two seeds."""
+    of = [{"task": "parity_25", "agent": "palmer", "seed": seed} for seed in (11, 12)]
+    worth = {"none": 0.9, "lstm": 0.5, "transformer": 0.8}
+    cuts = [run | {"cut": cut, "success": worth[cut], "return": 0} for run in of for cut in worth]
+    gates = [
+        run | {"fifth": fifth, "mean": fifth / 10, "transformer": 0.1, "lstm": 0.3}
+        for run in of
+        for fifth in range(1, 6)
+    ]
+    ages = [
+        run | {"agent": agent, "age": age, "attention": 1 / age, "evenly": 0.1, "recall": 0.9, "guess": 0.3}
+        for run in of
+        for agent in ("palmer", "trxl")
+        for age in (1, 2, 4)
+    ]
+    return [pd.DataFrame(rows) for rows in (cuts, gates, ages)]
+
+
+def test_what_each_memory_is_worth_and_where_the_gate_turns():
+    cuts, gates, _ = looks()
+    row = ["parity of up to 25 bits", "0.900", "0.500", "0.800", "0.10", "0.50", "10%", "30%"]
+    assert plot_scorecard.why_table(cuts, gates)[1:] == [row]
+
+
 def test_numbers_in_sentences_are_those_of_the_tables(results, tmp_path):
     document = tmp_path / "REPORT.md"
     sentence = (
@@ -175,7 +200,7 @@ def test_settings_are_those_of_the_runner():
 
 def test_tables_and_figures_are_made_of_what_there_is(results, tmp_path):
     document = tmp_path / "REPORT.md"
-    marks = [f"<!-- table {name} -->\n<!-- end -->\n" for name in ("settings", "card", "card aggregates")]
+    marks = [f"<!-- table {name} -->\n<!-- end -->\n" for name in ("settings", "card", "card aggregates", "why")]
     document.write_text("".join(marks))
     plot_scorecard.main()
     assert "RepeatPreviousHard" in document.read_text() and "PALMER" not in document.read_text()
@@ -188,11 +213,14 @@ def test_tables_and_figures_are_made_of_what_there_is(results, tmp_path):
         for step in (10_000, 20_000)
     ]
     pd.DataFrame(curves).to_csv(results / "curves.csv", index=False)
+    for name, table in zip(("cuts", "gates", "ages"), looks(), strict=True):
+        table.to_csv(results / f"{name}.csv", index=False)
     plot_scorecard.main()
     text = document.read_text()
     assert "interquartile" in text and "| parity of up to 25 bits | 1M | 3 |" in text
     drawn = sorted(file.name for file in (tmp_path / "results/figures").iterdir())
-    assert drawn == ["scorecard_curves.png", "scorecard_profiles.png"]
+    assert drawn == ["scorecard_ages.png", "scorecard_curves.png", "scorecard_profiles.png"]
+    assert "| 0.900 | 0.500 | 0.800 |" in text
 
 
 def test_chance_is_that_of_uniform_actions(tmp_path):
