@@ -137,7 +137,14 @@ TASKS = {
         window="--memory-length 104",
     ),
     "concentration_easy": Task(
-        popgym("ConcentrationEasy"), 3_000_000, "return", 1, 0.107, f"FFM 0.107; {MMER}", flags="--last-action"
+        popgym("ConcentrationEasy"),
+        1_500_000,
+        "return",
+        1,
+        0.107,
+        f"FFM 0.107; {MMER}",
+        flags="--last-action --num-steps 104 --gamma 0.5 --ent-coef 0.02",
+        window="--memory-length 104",
     ),
     "noisy_cartpole_hard": Task(
         popgym("NoisyPositionOnlyCartPoleHard"), 2_000_000, "return", 1, 0.404, f"0.404; {MMER}"
