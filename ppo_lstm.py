@@ -69,8 +69,8 @@ class PPOArgs(MemoryAidArgs, RunArgs, TaskArgs):
     final_ent_coef: Annotated[float | None, Range(0, 1000)] = 3e-4
     """entropy coefficient at the end of the run, reached linearly; None: constant"""
     solved_ent_coef: Annotated[float | None, Range(0, 1000)] = 6e-3
-    """entropy coefficient of an agent that solves everything, so that it finds shorter ways: reached between 0.97 and
-    1 success, left again in the last two fifths of the run; None: success makes no difference"""
+    """entropy coefficient of an agent that solves everything, so that it finds shorter ways and what it misses:
+    reached between 0.9 and 1 success, left in the last two fifths of the run; None: success makes no difference"""
     vf_coef: Annotated[float, Range(0, 1000)] = 0.5
     """coefficient of the value loss"""
     max_grad_norm: Annotated[float, Range(0, 1e6, above=True)] = 0.5
@@ -332,13 +332,14 @@ def annealed(start: float, end: float | None, progress: float) -> float:
 def entropy_coefficient(args: Args, progress: float, solved: float) -> float:
     """After `progress` (0 to 1) of the run, with a share `solved` of the recent episodes solved.
 
-    Chance is cheap for who knows the answer: it rises to `solved_ent_coef` once 97% were solved, and falls again over
-    the last two fifths of the run, where the ways that were found are to be walked without detours.
+    Chance is cheap for who knows the answer, and who is sure while a tenth of the episodes fail learns no more: it
+    rises to `solved_ent_coef` between 90% and 100% solved, and falls again over the last two fifths of the run, where
+    the ways that were found are to be walked without detours.
     """
     coefficient = annealed(args.ent_coef, args.final_ent_coef, progress)
     if args.solved_ent_coef is None:
         return coefficient
-    sure = min(1.0, max(0.0, (solved - 0.97) / 0.03)) * min(1.0, 2.5 * (1 - progress))
+    sure = min(1.0, max(0.0, (solved - 0.9) / 0.1)) * min(1.0, 2.5 * (1 - progress))
     return coefficient + (args.solved_ent_coef - coefficient) * sure
 
 
