@@ -1,6 +1,7 @@
 """What the report's figures and tables have in common: results/ is read, drawn, and put into the documents."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -79,27 +80,25 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
-def replace_table(name: str, table: str) -> None:
-    """Put the table between its marks in REPORT.md and README.md."""
-    pattern = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+def rewrite(pattern: re.Pattern[str], replacement: Callable[[re.Match[str]], str]) -> None:
+    """Replace every match of the pattern in REPORT.md and README.md."""
     for document in ("REPORT.md", "README.md"):
         file = ROOT / document
         if file.exists():
-            text = file.read_text(encoding="utf-8")
+            new_text = pattern.sub(replacement, file.read_text(encoding="utf-8"))
             with whole(file) as temporary:
-                new_text = pattern.sub(lambda match: match[1] + table + "\n" + match[2], text)
                 temporary.write_text(new_text, encoding="utf-8")
+
+
+def replace_table(name: str, table: str) -> None:
+    """Put the table between its marks."""
+    pattern = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    rewrite(pattern, lambda match: match[1] + table + "\n" + match[2])
 
 
 def replace_numbers(numbers: dict[str, str]) -> None:
-    """Put each number between its marks in the sentences of REPORT.md and README.md: <!-- n NAME -->0.99<!-- . -->.
+    """Put each number between its marks in a sentence: <!-- n NAME -->0.99<!-- . -->.
 
     Marks whose names are not among the numbers are of another part of the study, and stay as they are.
     """
-    for document in ("REPORT.md", "README.md"):
-        file = ROOT / document
-        if file.exists():
-            text = file.read_text(encoding="utf-8")
-            new_text = NUMBER.sub(lambda mark: mark[1] + numbers.get(mark[2], mark[3]) + mark[4], text)
-            with whole(file) as temporary:
-                temporary.write_text(new_text, encoding="utf-8")
+    rewrite(NUMBER, lambda mark: mark[1] + numbers.get(mark[2], mark[3]) + mark[4])

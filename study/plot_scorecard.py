@@ -165,11 +165,11 @@ def reached(curves: pd.DataFrame) -> pd.Series:
 def parts_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
     """PALMER without one part of its recipe, on the tasks for which that was asked: medians, the worst in brackets.
 
-    Better: how probably a run with nothing changed is the sooner at the goal, ties half.
+    Unchanged is sooner: how probably a run with nothing changed comes to the goal first, ties half.
     """
     rows = [["task", "without", "runs at the goal", "measured", "steps to the goal", "length", "unchanged is sooner"]]
-    soon = reached(curves)
-    runs = runs.assign(soon=[soon.get((row["experiment"], row["seed"]), np.inf) for _, row in runs.iterrows()])
+    first = reached(curves)
+    runs = runs.assign(soon=[first.get((row["experiment"], row["seed"]), np.inf) for _, row in runs.iterrows()])
     for name, task in TASKS.items():
         here = runs[runs["task"] == name]
         if not here["agent"].isin(ABLATIONS).any():
@@ -186,10 +186,10 @@ def parts_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
                 better, bounds = interval(metrics.probability_of_improvement, late)
                 low, high = bounds["x"].ravel()
                 sooner = f"{float(better['x']):.2f} ({low:.2f} to {high:.2f})"
-            soon, least = median(ours["soon"]), ours["soon"].max()
+            usual, latest = median(ours["soon"]) / 1e6, ours["soon"].max() / 1e6
             cells = [f"{(measured >= task.goal).sum()} of {len(ours)}"]
             cells.append(f"{digits(task, measured.median())} ({digits(task, measured.min())})")
-            cells.append(f"{number(soon / 1e6, '{:.2f}M')} ({number(least / 1e6, '{:.2f}M')})")
+            cells.append(f"{number(usual, '{:.2f}M')} ({number(latest, '{:.2f}M')})")
             rows.append([NAMES[name], label, *cells, f"{ours['length'].median():.1f}", sooner])
     return rows
 
@@ -225,8 +225,7 @@ def numbers(runs: pd.DataFrame, curves: pd.DataFrame, cuts: pd.DataFrame | None)
         named[f"{name} {agent} steps"] = number(median(late) / 1e6, "{:.2f}M")
     if cuts is not None:
         for (name, cut), here in cuts[cuts["agent"] == "palmer"].groupby(["task", "cut"]):
-            column = "success" if TASKS[name].measure == "success" else "return"
-            named[f"{name} cut {cut}"] = digits(TASKS[name], here[column].median())
+            named[f"{name} cut {cut}"] = digits(TASKS[name], here[TASKS[name].tells].median())
     return named
 
 
@@ -238,22 +237,33 @@ def why_table(cuts: pd.DataFrame, gates: pd.DataFrame) -> list[list[str]]:
         cut, gate = (table[(table["task"] == name) & (table["agent"] == "palmer")] for table in (cuts, gates))
         if not len(cut) or not len(gate):
             continue
-        column = "success" if task.measure == "success" else "return"
-        worth = [digits(task, cut[cut["cut"] == which][column].median()) for which in ("none", "lstm", "transformer")]
+        worth = [cut[cut["cut"] == which][task.tells].median() for which in ("none", "lstm", "transformer")]
+        worth = [digits(task, value) for value in worth]
         first, last = (gate[gate["fifth"] == fifth]["mean"].median() for fifth in (1, 5))
         shares = [gate.groupby("seed")[side].mean().median() for side in ("transformer", "lstm")]
         rows.append([NAMES[name], *worth, f"{first:.2f}", f"{last:.2f}", *(f"{share:.0%}" for share in shares)])
     return rows
 
 
-def plot_ages(ages: pd.DataFrame) -> None:
-    """By how many steps back: attention of the agents with a Transformer, and PALMER's recall by age."""
-    names = [name for name in TASKS if name in set(ages["task"])]
+def task_panels(table: pd.DataFrame) -> tuple[plt.Figure, dict[str, plt.Axes]]:
+    """A figure with a panel for each task that the table has rows of, by the task's name."""
+    names = [name for name in TASKS if name in set(table["task"])]
     columns = 4
-    figure, axes = plt.subplots(-(-len(names) // columns), columns, figsize=(13, 2.4 * -(-len(names) // columns)))
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(13, 2.6 * rows))
     for ax in axes.ravel()[len(names) :]:
         ax.axis("off")
-    for ax, name in zip(axes.ravel(), names, strict=False):
+    panels = dict(zip(names, axes.ravel(), strict=False))
+    for name, ax in panels.items():
+        ax.set_title(NAMES[name], fontsize=8)
+        ax.tick_params(labelsize=7)
+    return figure, panels
+
+
+def plot_ages(ages: pd.DataFrame) -> None:
+    """By how many steps back: attention of the agents with a Transformer, and PALMER's recall by age."""
+    figure, panels = task_panels(ages)
+    for name, ax in panels.items():
         for agent, column, style, label in (
             ("palmer", "recall", "--", "PALMER recalls the frame"),
             ("palmer", "guess", ":", "a guess"),
@@ -264,9 +274,7 @@ def plot_ages(ages: pd.DataFrame) -> None:
             color = "grey" if column == "guess" else SHADES[agent]
             ax.plot(rows.index, rows, style, color=color, lw=1.4, label=label, marker="." if style == "-" else None)
         ax.set(xscale="log", ylim=(-0.02, 1.02))
-        ax.set_title(NAMES[name], fontsize=8)
-        ax.tick_params(labelsize=7)
-    axes.ravel()[0].legend(frameon=False, fontsize=6)
+    next(iter(panels.values())).legend(frameon=False, fontsize=6)
     figure.supxlabel("steps back", fontsize=8)
     save(figure, "scorecard_ages")
 
@@ -296,22 +304,17 @@ def plot_card_curves(curves: pd.DataFrame) -> None:
     """Training success or return against steps: a panel for each task, a line for each agent."""
     curves = curves.copy()
     curves[["task", "agent"]] = curves["experiment"].str.split("/", expand=True)
-    names = [name for name in TASKS if name in set(curves["task"])]
-    chance, columns = chances(), 4
-    figure, axes = plt.subplots(-(-len(names) // columns), columns, figsize=(13, 2.6 * -(-len(names) // columns)))
-    for ax in axes.ravel()[len(names) :]:
-        ax.axis("off")
-    for ax, name in zip(axes.ravel(), names, strict=False):
-        column = "success" if TASKS[name].measure == "success" else "return"
+    chance = chances()
+    figure, panels = task_panels(curves)
+    for name, ax in panels.items():
+        column = TASKS[name].tells
         for agent in AGENTS:
             rows = curves[(curves["task"] == name) & (curves["agent"] == agent)]
             if rows[column].notna().any():
                 band(ax, *by_seed(rows, column), LABELS[agent], SHADES[agent])
         ax.axhline(chance[name], color="grey", lw=0.8, ls=":")
-        ax.set_title(NAMES[name], fontsize=8)
-        ax.tick_params(labelsize=7)
     handles = [plt.Line2D([], [], color=SHADES[agent], label=LABELS[agent]) for agent in AGENTS]
-    axes.ravel()[0].legend(handles=handles, frameon=False, fontsize=6)
+    next(iter(panels.values())).legend(handles=handles, frameon=False, fontsize=6)
     figure.supxlabel("environment steps (millions)", fontsize=8)
     save(figure, "scorecard_curves")
 

@@ -49,6 +49,11 @@ class Task(NamedTuple):
     flags: str = ""  # settings of all agents that differ from the defaults
     window: str = ""  # likewise, of those with a Transformer
 
+    @property
+    def tells(self) -> str:
+        """success or return, whichever the measure is of, be the actions sampled or greedy."""
+        return self.measure.removeprefix("greedy_")
+
 
 MMER = "mean return of the best epoch, 15M steps (Morad et al. 2023)"
 NI = "solved by a DQN with a Transformer (Ni et al. 2023)"

@@ -14,6 +14,7 @@ from harness.input_error import InputError
 from palmer_policy import (
     AdaptiveGate,
     Categoricals,
+    GatedLinear,
     Gaussians,
     KeyValueCache,
     LSTMMemory,
@@ -460,3 +461,13 @@ def test_pictures_are_encoded_a_part_at_a_time_and_come_out_as_one_by_one():
     assert together == [palmer_policy.PICTURES_AT_ONCE, palmer_policy.PICTURES_AT_ONCE, 3]
     alone = torch.cat([encoder((picture[None],)) for picture in pictures])
     torch.testing.assert_close(encoded, alone)
+
+
+def test_a_hidden_layer_of_products():
+    """By hand: the first half of the outputs, through silu, times the second."""
+    layer = GatedLinear(2)
+    layer.linear.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [1.0, 1.0]])
+    layer.linear.bias.data = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    silu_2, silu_3 = 2 / (1 + np.exp(-2)), 3 / (1 + np.exp(-3))
+    expected = torch.tensor([silu_2 * 4, silu_3 * 6], dtype=torch.float32)
+    torch.testing.assert_close(layer(torch.tensor([2.0, 3.0])), expected)
