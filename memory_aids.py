@@ -48,7 +48,7 @@ class MemoryAidArgs:
 
     recall_coef: Annotated[float, Range(0, 1000)] = 2.0
     """coefficient of the recall loss: predict from memory which observations this episode has shown (0: off)"""
-    age_coef: Annotated[float, Range(0, 1000)] = 0.4
+    age_coef: Annotated[float, Range(0, 1000)] = 0.1
     """coefficient of the loss of recall by age: which frame was shown k steps ago, for k up to the steps of a
     rollout? 1 is a guess's loss (0: off)"""
     visit_bonus: Annotated[float, Range(0, 1000)] = 0.3

@@ -120,7 +120,7 @@ original)
         layers=() # the original's code had one LSTM layer where its table says three
         [[ $algo == trxl ]] || layers=(--lstm-layers 1)
         ALGOS=$algo sweep plain_ppo --preset report "${layers[@]}"
-        ALGOS=$algo sweep with_aids --preset report "${layers[@]}" --recall-coef 2 --age-coef 0.4 --visit-bonus 0.3
+        ALGOS=$algo sweep with_aids --preset report "${layers[@]}" --recall-coef 2 --age-coef 0.1 --visit-bonus 0.3
     done
     ;;
 larger)

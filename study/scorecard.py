@@ -114,7 +114,7 @@ TASKS = {
     ),
     "autoencode_easy": Task(
         popgym("AutoencodeEasy"),
-        1_500_000,
+        1_000_000,
         "return",
         1,
         0.495,

@@ -79,7 +79,7 @@ def test_benchmark_repeats_the_original_with_its_one_lstm_layer(repository):
     for row in rows:
         assert "--preset report" in row["command"]
         assert ("--lstm-layers 1" in row["command"]) == (row["algo"] != "trxl")
-        assert ("--recall-coef 2 --age-coef 0.4 --visit-bonus 0.3" in row["command"]) == (
+        assert ("--recall-coef 2 --age-coef 0.1 --visit-bonus 0.3" in row["command"]) == (
             row["experiment"] == "with_aids"
         )
 
