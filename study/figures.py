@@ -13,12 +13,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from rliable import library as rly
 
+from harness.input_error import InputError
 from study.files import whole
 
 ROOT = Path(__file__).resolve().parent.parent
 AGENTS = {"palmer": "PALMER", "lstm": "PPO-LSTM", "trxl": "PPO-TrXL"}
 COLORS = {"palmer": "#d1495b", "lstm": "#2e86ab", "trxl": "#6a994e"}
 BOOTSTRAP_REPETITIONS = 2_000
+TABLE = re.compile(r"<!-- table ([^>]+?) -->\n(.*?)<!-- end -->", re.DOTALL)
 NUMBER = re.compile(r"(<!-- n ([^>]+?) -->)(.*?)(<!-- \. -->)")
 
 
@@ -96,9 +98,35 @@ def replace_table(name: str, table: str) -> None:
     rewrite(pattern, lambda match: match[1] + table + "\n" + match[2])
 
 
-def replace_numbers(numbers: dict[str, str]) -> None:
-    """Put each number between its marks in a sentence: <!-- n NAME -->0.99<!-- . -->.
+def replace_numbers() -> None:
+    """Put each number between its marks in a sentence, <!-- n NAME -->0.99<!-- . -->, out of REPORT.md's tables."""
+    file = ROOT / "REPORT.md"
+    tables = tables_of(file.read_text(encoding="utf-8")) if file.exists() else {}
+    rewrite(NUMBER, lambda mark: mark[1] + number_of(tables, mark[2]) + mark[4])
 
-    Marks whose names are not among the numbers are of another part of the study, and stay as they are.
+
+def tables_of(document: str) -> dict[str, list[list[str]]]:
+    """The tables between marks by name: rows of cells, the first with the columns' names."""
+    return {
+        name: [cells(line) for line in text.splitlines() if line[:2] != "|-"]
+        for name, text in TABLE.findall(document)
+    }
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def number_of(tables: dict[str, list[list[str]]], name: str) -> str:
+    """The number that a mark names; raises InputError where there is no such one, or more than one.
+
+    TABLE / CELL / CELL / COLUMN           of the one row with these cells, what stands before a bracket
+    TABLE / CELL / CELL / COLUMN / (       what stands in the bracket
     """
-    rewrite(NUMBER, lambda mark: mark[1] + numbers.get(mark[2], mark[3]) + mark[4])
+    table, *row, column = name.removesuffix(" / (").split(" / ")
+    head, *rows = tables.get(table) or [[]]
+    found = [cells for cells in rows if set(row) <= set(cells)]
+    if len(found) != 1 or head.count(column) != 1:
+        raise InputError(f"<!-- n {name} -->: must name one row and one column of a table in REPORT.md.")
+    outside, _, inside = found[0][head.index(column)].partition(" (")
+    return inside.rstrip(")") if name.endswith(" / (") else outside

@@ -14,6 +14,7 @@ import pandas as pd
 from rliable import library as rly
 from rliable import metrics
 
+from harness.input_error import InputError
 from scripts.sweep_table import Parser, refuse
 from study import figures, plot_scorecard
 from study.figures import (
@@ -27,6 +28,7 @@ from study.figures import (
     number,
     panels,
     read,
+    replace_numbers,
     replace_table,
     save,
 )
@@ -179,9 +181,13 @@ def better(ours: pd.DataFrame, theirs: pd.DataFrame, column: str) -> str:
 def aggregates_table(runs: pd.DataFrame) -> list[list[str]]:
     iqm, iqm_interval = interval(lambda x: np.array([metrics.aggregate_iqm(x)]), scores(runs))
     compared = {"steps to 0.99": "steps_to_0.99", "seconds to 0.99": "seconds_to_0.99", "final length": "length"}
-    rows = [["", "IQM of the budget left at 0.99", *(f"PALMER better, by {name}" for name in compared)]]
+    rows = [
+        ["", "runs at 0.99", "IQM of the budget left at 0.99", *(f"PALMER better, by {name}" for name in compared)]
+    ]
     for algo, agent in AGENTS.items():
-        row = [agent, f"{iqm[algo][0]:.3f} ({iqm_interval[algo][0, 0]:.3f} to {iqm_interval[algo][1, 0]:.3f})"]
+        ours = runs[runs["algo"] == algo]["success"]
+        left = f"{iqm[algo][0]:.3f} ({iqm_interval[algo][0, 0]:.3f} to {iqm_interval[algo][1, 0]:.3f})"
+        row = [agent, f"{(ours >= 0.99).sum()} of {len(ours)}", left]
         for column in compared.values():
             if algo == "palmer":
                 row.append("")
@@ -217,8 +223,16 @@ def plot_profiles(runs: pd.DataFrame) -> None:
 
 
 def main_table(runs: pd.DataFrame) -> list[list[str]]:
-    header = ["environment", "shortest", "agent", "runs at 0.99", "success: median (least)", "greedy", "length"]
-    rows = [[*header, "greedy", "steps to 0.95", "steps to 0.99", "seconds to 0.99", "minutes of a run"]]
+    header = [
+        "environment",
+        "shortest",
+        "agent",
+        "runs at 0.99",
+        "success: median (least)",
+        "greedy success",
+        "length",
+    ]
+    rows = [[*header, "greedy length", "steps to 0.95", "steps to 0.99", "seconds to 0.99", "minutes of a run"]]
     for (env, algo), group in groups(runs):
         rows.append(
             [
@@ -456,6 +470,10 @@ def main() -> None:
         replace_table("looks", markdown(looks_table(looks)))
 
     plot_scorecard.main()
+    try:
+        replace_numbers()
+    except InputError as error:
+        refuse(str(error))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from study.figures import (
     median,
     number,
     read,
-    replace_numbers,
     replace_table,
     save,
 )
@@ -118,10 +117,12 @@ def steps(count: int) -> str:
     return f"{count / 1e6:g}M" if count >= 1e6 else f"{count / 1e3:g}k"
 
 
-def card_table(runs: pd.DataFrame) -> list[list[str]]:
-    """A row for each task: median (least) over seeds of each agent, and whether PALMER's median reaches the goal."""
-    rows = [["task", "steps", "seeds", "chance", "published", "goal", *(LABELS[agent] for agent in AGENTS), "met"]]
-    chance = chances()
+def card_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
+    """A row for each task: median (least) over seeds of each agent, whether PALMER's median reaches the goal, and the
+    median of the steps after which its training first did."""
+    rows = [["task", "steps", "seeds", "chance", "published", "goal", *(LABELS[agent] for agent in AGENTS)]]
+    rows[0] += ["met", "after"]
+    chance, first = chances(), reached(curves)
     for name, task in TASKS.items():
         here = runs[runs["task"] == name]
         if not len(here):
@@ -133,8 +134,10 @@ def card_table(runs: pd.DataFrame) -> list[list[str]]:
         ours = here[here["agent"] == "palmer"]
         seeds = "" if not len(ours) else str(len(ours))
         met = "" if not len(ours) else "yes" if ours["measured"].median() >= task.goal else "no"
+        soon = pd.Series([first.get((f"{name}/palmer", seed), np.inf) for seed in ours["seed"]], dtype=float)
+        after = number(median(soon) / 1e6, "{:.2f}M") if len(ours) else ""
         about = [steps(task.steps), seeds, digits(task, chance[name]), task.published or "none"]
-        rows.append([NAMES[name], *about, digits(task, task.goal), *cells, met])
+        rows.append([NAMES[name], *about, digits(task, task.goal), *cells, met, after])
     return rows
 
 
@@ -208,25 +211,6 @@ def card_aggregates_table(scores: dict[str, np.ndarray]) -> list[list[str]]:
             row[-1] = f"{float(better[agent]):.2f} ({low:.2f} to {high:.2f})"
         rows.append(row)
     return rows
-
-
-def numbers(runs: pd.DataFrame, curves: pd.DataFrame, cuts: pd.DataFrame | None) -> dict[str, str]:
-    """What sentences may say, by name: "TASK AGENT" is the median of what is measured, "TASK AGENT least" the least,
-    "TASK AGENT steps" the median of the steps after which training was at the goal, "TASK cut MEMORY" the median of
-    PALMER with one memory cut off.
-    """
-    named = {}
-    soon = reached(curves)
-    for (name, agent), here in runs.groupby(["task", "agent"]):
-        task = TASKS[name]
-        named[f"{name} {agent}"] = digits(task, here["measured"].median())
-        named[f"{name} {agent} least"] = digits(task, here["measured"].min())
-        late = pd.Series([soon.get((f"{name}/{agent}", seed), np.inf) for seed in here["seed"]])
-        named[f"{name} {agent} steps"] = number(median(late) / 1e6, "{:.2f}M")
-    if cuts is not None:
-        for (name, cut), here in cuts[cuts["agent"] == "palmer"].groupby(["task", "cut"]):
-            named[f"{name} cut {cut}"] = digits(TASKS[name], here[TASKS[name].tells].median())
-    return named
 
 
 def why_table(cuts: pd.DataFrame, gates: pd.DataFrame) -> list[list[str]]:
@@ -326,12 +310,11 @@ def main() -> None:
     if runs is None:
         return
     runs = with_scores(runs)
-    replace_table("card", markdown(card_table(runs)))
-    replace_table("card in short", markdown(short_table(runs)))
     curves = read("scorecard", "curves")
+    replace_table("card", markdown(card_table(runs, curves)))
+    replace_table("card in short", markdown(short_table(runs)))
     replace_table("parts", markdown(parts_table(runs, curves)))
     cuts, gates, ages = (read("scorecard", name) for name in ("cuts", "gates", "ages"))
-    replace_numbers(numbers(runs, curves, cuts))
     if cuts is not None and gates is not None:
         replace_table("why", markdown(why_table(cuts, gates)))
     if ages is not None:

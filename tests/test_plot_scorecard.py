@@ -45,6 +45,18 @@ def card(tasks=("parity_25", "repeat_previous_medium", "pendulum"), seeds=(11, 1
     return plot_scorecard.with_scores(pd.DataFrame(rows))
 
 
+def trained(returns):
+    """Curves of repeat_previous_medium, seeds 11 to 13: agent -> its returns after 10,000 steps, 20,000 and so on."""
+    columns = ["experiment", "seed", "step", "success", "return"]
+    rows = [
+        (f"repeat_previous_medium/{agent}", seed, 10_000 * (i + 1), math.nan, value)
+        for agent, values in returns.items()
+        for seed in (11, 12, 13)
+        for i, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def test_a_score_lies_between_chance_and_the_best_possible():
     runs = card().set_index(["task", "agent", "seed"])["score"]
     assert runs["parity_25", "palmer", 11] == pytest.approx((0.9 - 0.5) / 0.5), "success beyond a coin flip"
@@ -54,22 +66,27 @@ def test_a_score_lies_between_chance_and_the_best_possible():
 
 
 def test_the_card_gives_medians_and_says_whether_the_goal_is_met():
-    table = plot_scorecard.card_table(card())
+    table = plot_scorecard.card_table(card(), trained({"palmer": (0.2, 0.96, 0.99)}))
     by_task = {row[0]: dict(zip(table[0], row, strict=True)) for row in table[1:]}
     medium, pendulum = by_task["RepeatPreviousMedium"], by_task["Pendulum without velocities"]
     assert (medium["steps"], medium["seeds"], medium["chance"], medium["goal"]) == ("600k", "3", "-0.500", "0.950")
+    assert medium["after"] == "0.02M" and pendulum["after"] == "never"
     assert medium["PALMER"] == "0.888 (0.887)" and medium["PPO-TrXL"] == "0.588 (0.587)" and medium["met"] == "no"
     assert "0.789" in medium["published"]
     assert pendulum["PALMER"] == "-257 (-257)" and pendulum["steps"] == "300k" and pendulum["met"] == "no"
     assert by_task["parity of up to 25 bits"]["met"] == "no" and len(by_task) == 3
     solved = card(("parity_25",)).assign(measured=1.0)
-    assert plot_scorecard.card_table(solved)[1][-1] == "yes"
+    assert plot_scorecard.card_table(solved, trained({}))[1][-2:] == ["yes", "never"]
 
 
 def test_an_agent_without_a_run_has_an_empty_cell():
     runs = card(("parity_25",))
-    (row,) = plot_scorecard.card_table(runs[runs["agent"] == "lstm"])[1:]
-    assert row[2] == "" and row[-1] == "" and [bool(cell) for cell in row[6:11]] == [False, False, False, True, False]
+    (row,) = plot_scorecard.card_table(runs[runs["agent"] == "lstm"], trained({}))[1:]
+    assert (
+        row[2] == ""
+        and row[-2:] == ["", ""]
+        and [bool(cell) for cell in row[6:11]] == [False, False, False, True, False]
+    )
 
 
 def test_the_short_card_has_a_row_where_all_three_agents_were_trained():
@@ -154,32 +171,37 @@ def test_what_each_memory_is_worth_and_where_the_gate_turns():
     assert plot_scorecard.why_table(cuts, gates)[1:] == [row]
 
 
-def test_numbers_in_sentences_are_those_of_the_tables(results, tmp_path):
-    document = tmp_path / "REPORT.md"
-    sentence = (
-        "It ends at <!-- n parity_25 palmer -->{}<!-- . -->, the least at <!-- n pendulum lstm least -->{}<!-- . -->"
-    )
-    sentence += ", after <!-- n parity_25 trxl steps -->{}<!-- . -->; cut, <!-- n parity_25 cut lstm -->{}<!-- . -->;"
-    sentence += " <!-- n of another part -->{}<!-- . -->."
-    document.write_text(sentence.format(1, 2, 3, 4, 5))
-    runs = card(("parity_25", "pendulum"))
-    curves = [{"experiment": "parity_25/trxl", "seed": seed, "step": 10_000 * seed} for seed in (11, 12, 13)]
-    curves = pd.DataFrame(curves).assign(success=0.99, **{"return": 0.0})
-    cuts = [
-        {"task": "parity_25", "agent": "palmer", "cut": "lstm", "success": at, "return": 0} for at in (0.5, 0.6, 0.9)
-    ]
-    figures.replace_numbers(plot_scorecard.numbers(runs, curves, pd.DataFrame(cuts)))
-    assert document.read_text() == sentence.format("0.900", "-957", "0.12M", "0.600", 5)
+DOCUMENT = """<!-- table a -->
+| task | agent | success: median (least) | steps |
+|---|---|---|---|
+| one | PALMER | 0.900 (0.800) | 0.12M |
+| one | PPO-LSTM | 0.700 | never |
+<!-- end -->
+It ends at <!-- n a / one / PALMER / success: median (least) -->{}<!-- . -->, the least at
+<!-- n a / PALMER / success: median (least) / ( -->{}<!-- . -->; PPO-LSTM
+gets there <!-- n a / PPO-LSTM / steps -->{}<!-- . -->.
+"""
 
 
-def test_every_number_with_a_mark_has_a_name_that_is_known():
-    """Or it would stand there for ever, whatever the tables say."""
-    names = {
-        f"{task} {agent}{of}" for task in TASKS for agent in AGENTS | ABLATIONS for of in ("", " least", " steps")
-    }
-    names |= {f"{task} cut {cut}" for task in TASKS for cut in ("none", "lstm", "transformer")}
-    marks = [mark[1] for name in ("REPORT.md", "README.md") for mark in figures.NUMBER.findall(read(name))]
-    assert set(marks) <= names
+def test_numbers_in_sentences_are_those_of_the_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    for name in ("REPORT.md", "README.md"):
+        (tmp_path / name).write_text(DOCUMENT.format(1, 2, 3))
+    figures.replace_numbers()
+    for name in ("REPORT.md", "README.md"):
+        assert (tmp_path / name).read_text() == DOCUMENT.format("0.900", "0.800", "never")
+
+
+@pytest.mark.parametrize("name", ["b / PALMER / steps", "a / one / steps", "a / PALMER / x", "a / no / steps"])
+def test_a_mark_names_one_number(name):
+    with pytest.raises(InputError, match=f"<!-- n {name} -->: must name one row and one column"):
+        figures.number_of(figures.tables_of(DOCUMENT), name)
+
+
+@pytest.mark.parametrize("name", ["REPORT.md", "README.md"])
+def test_what_sentences_say_is_what_the_tables_say(name):
+    tables, marks = figures.tables_of(read("REPORT.md")), figures.NUMBER.findall(read(name))
+    assert marks and all(text == figures.number_of(tables, of) for _, of, text, _ in marks)
 
 
 def test_all_tasks_and_agents_have_names():
