@@ -437,9 +437,9 @@ def test_scores_are_the_budget_left_and_zero_for_never():
 def test_aggregates_know_who_is_better(monkeypatch):
     monkeypatch.setattr(figures, "BOOTSTRAP_REPETITIONS", 50)
     table = plot_results.aggregates_table(some_runs())
-    assert table[1][1].startswith("0.800")
-    assert table[2][2].startswith("1.00") and table[3][2].startswith("1.00"), "fewer steps in every run"
-    assert table[2][3].startswith("0.50") and table[2][4].startswith("0.50"), "the same seconds and lengths"
+    assert table[1][1] == "2 of 6" and table[1][2].startswith("0.800")
+    assert table[2][3].startswith("1.00") and table[3][3].startswith("1.00"), "fewer steps in every run"
+    assert table[2][4].startswith("0.50") and table[2][5].startswith("0.50"), "the same seconds and lengths"
     np.random.rand()
     assert plot_results.aggregates_table(some_runs()) == table, "intervals that are drawn anew"
 
