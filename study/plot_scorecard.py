@@ -119,7 +119,7 @@ def steps(count: int) -> str:
 
 def card_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
     """A row for each task: median (least) over seeds of each agent, whether PALMER's median reaches the goal, and the
-    median of the steps after which its training first did."""
+    median of the steps after which its training first did (greedy actions are not those of training)."""
     rows = [["task", "steps", "seeds", "chance", "published", "goal", *(LABELS[agent] for agent in AGENTS)]]
     rows[0] += ["met", "after"]
     chance, first = chances(), reached(curves)
@@ -135,7 +135,7 @@ def card_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
         seeds = "" if not len(ours) else str(len(ours))
         met = "" if not len(ours) else "yes" if ours["measured"].median() >= task.goal else "no"
         soon = pd.Series([first.get((f"{name}/palmer", seed), np.inf) for seed in ours["seed"]], dtype=float)
-        after = number(median(soon) / 1e6, "{:.2f}M") if len(ours) else ""
+        after = number(median(soon) / 1e6, "{:.2f}M") if len(ours) and task.measure == task.tells else ""
         about = [steps(task.steps), seeds, digits(task, chance[name]), task.published or "none"]
         rows.append([NAMES[name], *about, digits(task, task.goal), *cells, met, after])
     return rows
