@@ -130,7 +130,8 @@ def card_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
         cells = []
         for agent in AGENTS:
             values = here[here["agent"] == agent]["measured"]
-            cells.append(f"{digits(task, values.median())} ({digits(task, values.min())})" if len(values) else "")
+            least = f" ({digits(task, values.min())})" if len(values) > 1 else ""
+            cells.append(digits(task, values.median()) + least if len(values) else "")
         ours = here[here["agent"] == "palmer"]
         seeds = "" if not len(ours) else str(len(ours))
         met = "" if not len(ours) else "yes" if ours["measured"].median() >= task.goal else "no"

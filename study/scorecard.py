@@ -55,7 +55,7 @@ class Task(NamedTuple):
         return self.measure.removeprefix("greedy_")
 
 
-MMER = "mean return of the best epoch, 15M steps (Morad et al. 2023)"
+MMER = "MMER at 15M steps"  # mean return of the best epoch, mean of three trials (Morad et al. 2023)
 NI = "solved by a DQN with a Transformer (Ni et al. 2023)"
 THEIR_TMAZE = "--last-action --last-reward"  # what the agents of the T-maze's authors see
 # Where an action is judged at once, or is the last, and changes nothing of what comes: nothing to look ahead to, and
