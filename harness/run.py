@@ -18,6 +18,7 @@ from harness.checks import check_run
 from harness.ending import in_one_sentence
 from harness.flags import MAY_CHANGE, Range
 from harness.folder import RunFolder
+from harness.freed_memory import keep_freed_memory
 from harness.input_error import InputError, RunError
 from harness.processes import any_process, choose_device, gather, join_processes, leave_processes
 from harness.progress import Interrupt, Progress
@@ -79,6 +80,7 @@ class Run:
         self.rank, self.processes = join_processes(self.device)
         self.env_seed = self.args.seed + self.rank * PROCESS_SEED
         seed_everything(self.args.seed)
+        keep_freed_memory()
         self.step, self.seconds, self.milestones = 0, 0.0, {}
         self.recent: deque = deque(maxlen=RECENT_EPISODES)
         self._interrupt, self._stopped, self._folder, self._carry = Interrupt(), False, None, None

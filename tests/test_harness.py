@@ -1,5 +1,6 @@
 """What harness/ promises: flags, the run's folder, checkpoints, progress, randomness, stopping, the run itself."""
 
+import ctypes
 import dataclasses
 import importlib
 import io
@@ -1241,3 +1242,38 @@ def test_each_process_has_its_share_of_environments_and_seeds_of_its_own(tmp_pat
     assert (run.num_envs, run.env_seed) == (6, 7 + 3 * harness.run.PROCESS_SEED)
     with pytest.raises(InputError, match="--num-minibatches 4: .*processes \\(4\\)"):
         _ = Run(run_flags(tmp_path, num_envs=24, num_minibatches=4), "palmer").num_envs
+
+
+# ---------------------------------------------------------------------------------- freed memory
+
+ONE_BLOCK = """
+import ctypes
+from harness.freed_memory import keep_freed_memory
+
+class Statistics(ctypes.Structure):  # mallinfo2(3)
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    _fields_ = [(name, ctypes.c_size_t) for name in names]
+
+if {keep}:
+    assert keep_freed_memory()
+glibc = ctypes.CDLL(None)
+glibc.mallinfo2.restype = Statistics
+glibc.malloc.restype = ctypes.c_void_p
+before = glibc.mallinfo2()
+block = glibc.malloc(ctypes.c_size_t(20_000_000))
+glibc.free(ctypes.c_void_p(block))
+after = glibc.mallinfo2()
+print(after.arena + after.hblkhd - before.arena - before.hblkhd)
+"""
+
+
+def bytes_kept(keep: bool) -> int:
+    """After a block of 20 MB was freed."""
+    code = ONE_BLOCK.format(keep=keep)
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="an allocator other than that of glibc")
+def test_freed_memory_is_kept_for_what_comes_next():
+    assert bytes_kept(keep=False) < 1_000_000
+    assert bytes_kept(keep=True) > 19_000_000
