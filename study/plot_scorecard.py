@@ -95,18 +95,23 @@ def with_scores(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def complete(runs: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Scores (seeds, tasks) of each agent, of the tasks and seeds that all agents have."""
-    table = runs.pivot_table(index=["seed", "task"], columns="agent", values="score").reindex(columns=list(AGENTS))
+    """Scores (seeds, tasks) of each agent, of the tasks and seeds that all agents have.
+
+    An agent without a task of enough seeds has hardly been run yet, and is left out.
+    """
+    most = runs.groupby(["agent", "task"])["seed"].nunique().groupby("agent").max()
+    agents = [agent for agent in AGENTS if most.get(agent, 0) >= LEAST_SEEDS]
+    table = runs.pivot_table(index=["seed", "task"], columns="agent", values="score").reindex(columns=agents)
     table = table.dropna().reset_index()
     seeds = table.groupby("task")["seed"].agg(frozenset)
     whole = [task for task in TASKS if task in seeds.index and len(seeds[task]) >= LEAST_SEEDS]
-    if not whole:
+    if not whole or "palmer" not in agents:
         return {}
     common = sorted(frozenset.intersection(*seeds[whole]))
     if len(common) < LEAST_SEEDS:
         return {}
     table = table[table["task"].isin(whole) & table["seed"].isin(common)]
-    return {agent: table.pivot(index="seed", columns="task", values=agent)[whole].to_numpy() for agent in AGENTS}
+    return {agent: table.pivot(index="seed", columns="task", values=agent)[whole].to_numpy() for agent in agents}
 
 
 def digits(task: Task, value: float) -> str:
@@ -201,10 +206,10 @@ def parts_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
 def card_aggregates_table(scores: dict[str, np.ndarray]) -> list[list[str]]:
     """Interquartile mean of the scores, and how probably a run of PALMER is better, with 95% bootstrap intervals."""
     iqm, bounds = interval(lambda x: np.array([metrics.aggregate_iqm(x)]), scores)
-    pairs = {agent: (scores["palmer"], scores[agent]) for agent in AGENTS if agent != "palmer"}
+    pairs = {agent: (scores["palmer"], scores[agent]) for agent in scores if agent != "palmer"}
     better, better_bounds = interval(metrics.probability_of_improvement, pairs)
     rows = [["", "interquartile mean of scores", "PALMER better"]]
-    for agent in AGENTS:
+    for agent in scores:
         low, high = bounds[agent].ravel()
         row = [LABELS[agent], f"{iqm[agent][0]:.3f} ({low:.3f} to {high:.3f})", ""]
         if agent != "palmer":
@@ -277,7 +282,7 @@ def plot_card_profiles(scores: dict[str, np.ndarray]) -> None:
     figure, ax = plt.subplots(figsize=(5.5, 3.6))
     thresholds = np.linspace(0, 1, 101)
     profile, bounds = interval(lambda x: rly.score_distributions(x, thresholds), scores)
-    for agent in AGENTS:
+    for agent in scores:
         ax.plot(thresholds, profile[agent], color=SHADES[agent], label=LABELS[agent])
         ax.fill_between(thresholds, *bounds[agent], color=SHADES[agent], alpha=0.12, lw=0)
     ax.set(xlabel="score (0: chance, 1: best possible)", ylabel="share of runs with more", ylim=(0, 1.02))

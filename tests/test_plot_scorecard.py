@@ -108,7 +108,13 @@ def test_only_what_all_agents_have_is_compared():
     assert plot_scorecard.complete(lacking)["lstm"].shape == (3, 2), "a task with two seeds is left out"
     more = pd.concat([runs, card(("parity_25",), seeds=(14, 15))])
     assert plot_scorecard.complete(more)["lstm"].shape == (3, 3), "a task's further seeds are left out"
+    new = runs[(runs["agent"] != "palmer_no_age") | (runs["seed"] == 11)]
+    few = plot_scorecard.complete(new)
+    assert set(few) == set(AGENTS) - {"palmer_no_age"} and few["lstm"].shape == (3, 3), "it has hardly been run"
+    table = plot_scorecard.card_aggregates_table(few)
+    assert [row[0] for row in table[1:]] == ["PALMER", "gate held at 0.5", "PPO-LSTM", "PPO-TrXL"]
     assert plot_scorecard.complete(card(seeds=(11, 12))) == {}
+    assert plot_scorecard.complete(runs[runs["agent"] != "palmer"]) == {}
 
 
 def test_aggregates_know_who_is_better():
