@@ -70,12 +70,13 @@ def popgym(name: str) -> str:
 def passive_tmaze(length: int, num_envs: int) -> dict[str, str]:
     """Settings for a corridor of `length` steps: a rollout is an episode, all of which the Transformer sees.
 
-    A step too late costs 1 / length: at 250 what a nat is worth to an agent that solves everything, and more chance
-    would have it dither. So here success makes no difference to it.
+    A step too late costs 1 / length. From 250 on that is less than what a nat of entropy is worth to an agent that
+    solves everything, and it would dither: there success makes no difference to its entropy.
     """
-    rollout = f"--num-envs {num_envs} --num-steps {length + 1} --solved-ent-coef None"
+    rollout = f"--num-envs {num_envs} --num-steps {length + 1}"
+    entropy = " --solved-ent-coef None" if length >= 250 else ""
     return {
-        "flags": f"--env-kwargs '{{\"length\": {length}}}' {THEIR_TMAZE} {rollout}",
+        "flags": f"--env-kwargs '{{\"length\": {length}}}' {THEIR_TMAZE} {rollout}{entropy}",
         "window": f"--memory-length {length + 1}",
     }
 
