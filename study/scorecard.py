@@ -196,7 +196,7 @@ TASKS = {
         1,
         0.99,
         "an LSTM solves it, a Transformer does not (Lu et al. 2024)",
-        flags=JUDGED,
+        flags=f"--num-envs 8 --num-steps 128 {JUDGED}",
     ),
     "recall_xor_parity": Task("palmer/RecallXorParity-v0", 600_000, "success", 1, 0.95, flags=JUDGED),
 }
