@@ -150,7 +150,8 @@ def card_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
 def short_table(runs: pd.DataFrame) -> list[list[str]]:
     """The card for the README: medians of the three agents, with the command that trains them."""
     agents = ("palmer", "lstm", "trxl")
-    rows = [["task", "`--env-id` and settings", "steps", "best published", *(LABELS[agent] for agent in agents)]]
+    rows = [["task", "`--env-id` and settings", "steps", "best published", "seeds"]]
+    rows[0] += [LABELS[agent] for agent in agents]
     for name, task in TASKS.items():
         here = runs[runs["task"] == name]
         values = {agent: here[here["agent"] == agent]["measured"] for agent in agents}
@@ -159,7 +160,8 @@ def short_table(runs: pd.DataFrame) -> list[list[str]]:
         settings = f"`{' '.join(text for text in (task.env_id, task.flags, task.window) if text)}`"
         published = task.published.partition(";")[0] or "none"
         medians = [digits(task, measured.median()) for measured in values.values()]
-        rows.append([NAMES[name], settings, steps(task.steps), published, *medians])
+        seeds = str(min(len(measured) for measured in values.values()))
+        rows.append([NAMES[name], settings, steps(task.steps), published, seeds, *medians])
     return rows
 
 
@@ -216,6 +218,26 @@ def card_aggregates_table(scores: dict[str, np.ndarray]) -> list[list[str]]:
             low, high = better_bounds[agent].ravel()
             row[-1] = f"{float(better[agent]):.2f} ({low:.2f} to {high:.2f})"
         rows.append(row)
+    return rows
+
+
+def card_differences_table(runs: pd.DataFrame) -> list[list[str]]:
+    """Task by task, PALMER's mean score less that of each other agent, with 95% bootstrap intervals over seeds."""
+    others = [agent for agent in AGENTS if agent != "palmer"]
+    rows = [["task", "seeds", *(LABELS[agent] for agent in others)]]
+    for name in TASKS:
+        here = runs[runs["task"] == name]
+        scores = {agent: here[here["agent"] == agent]["score"].to_numpy()[:, None] for agent in AGENTS}
+        scores = {agent: score for agent, score in scores.items() if len(score) >= LEAST_SEEDS}
+        pairs = {agent: (scores["palmer"], scores[agent]) for agent in others if {"palmer", agent} <= set(scores)}
+        if not pairs:
+            continue
+        more, bounds = interval(lambda ours, theirs: np.array([ours.mean() - theirs.mean()]), pairs)
+        cells = dict.fromkeys(others, "")
+        for agent in pairs:
+            low, high = bounds[agent].ravel()
+            cells[agent] = f"{more[agent][0]:+.3f} ({low:+.3f} to {high:+.3f})"
+        rows.append([NAMES[name], str(len(scores["palmer"])), *cells.values()])
     return rows
 
 
@@ -326,6 +348,7 @@ def main() -> None:
     if ages is not None:
         plot_ages(ages)
     plot_card_curves(curves)
+    replace_table("card differences", markdown(card_differences_table(runs)))
     if scores := complete(runs):
         replace_table("card aggregates", markdown(card_aggregates_table(scores)))
         plot_card_profiles(scores)

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -95,7 +96,7 @@ def test_the_short_card_has_a_row_where_all_three_agents_were_trained():
     (row,) = plot_scorecard.short_table(runs)[1:]
     assert row[0] == "RepeatPreviousMedium" and row[3] == "best of 13 models 0.789, GRU -0.315"
     assert row[1].startswith("`popgym:popgym-RepeatPreviousMedium-v0 --num-steps 64") and "  " not in row[1]
-    assert row[4:] == ["0.888", "0.188", "0.588"]
+    assert row[4:] == ["3", "0.888", "0.188", "0.588"]
 
 
 def test_only_what_all_agents_have_is_compared():
@@ -123,6 +124,23 @@ def test_aggregates_know_who_is_better():
     means = [float(row[1].split()[0]) for row in table[1:]]
     assert means[0] > means[1] == means[4] > means[2] > means[3], "the scores of AT"
     assert all(row[2].startswith("1.00") for row in table[2:]) and table[1][2] == ""
+
+
+def test_differences_are_of_scores_task_by_task():
+    runs = card(("parity_25", "pendulum"))
+    runs = runs[(runs["agent"] != "palmer_no_age") | (runs["seed"] == 11)]
+    runs.loc[(runs["task"] == "parity_25") & (runs["agent"] == "lstm") & (runs["seed"] == 12), "score"] = 0.9
+    head, pendulum, parity = plot_scorecard.card_differences_table(runs)
+    assert head == ["task", "seeds", "gate held at 0.5", "no recall by age", "PPO-LSTM", "PPO-TrXL"]
+    assert parity[:2] == ["parity of up to 25 bits", "3"] and parity[3] == "", "one seed tells nothing"
+    ours, theirs = (
+        runs[(runs["task"] == "parity_25") & (runs["agent"] == agent)]["score"] for agent in ("palmer", "lstm")
+    )
+    mean, low, _, high = re.fullmatch(r"(\S+) \((\S+) (to) (\S+)\)", parity[4]).groups()
+    assert float(mean) == pytest.approx(ours.mean() - theirs.mean(), abs=1e-3)
+    assert float(low) < float(mean) < float(high), "as one of the three is unlike the others"
+    assert pendulum[0] == "Pendulum without velocities"
+    assert len(plot_scorecard.card_differences_table(card(seeds=(11, 12)))) == 1
 
 
 def test_parts_are_compared_by_when_the_goal_is_reached():
