@@ -257,6 +257,18 @@ def why_table(cuts: pd.DataFrame, gates: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
+def lengths_table(lengths: pd.DataFrame) -> list[list[str]]:
+    """Success of parity's agents on streams that all have one length: median over seeds."""
+    columns = sorted(lengths["length"].unique())
+    rows = [["agent", "seeds", *(f"{length} bits" for length in columns)]]
+    for agent in AGENTS:
+        here = lengths[lengths["agent"] == agent]
+        if len(here):
+            medians = [here[here["length"] == length]["success"].median() for length in columns]
+            rows.append([LABELS[agent], str(here["seed"].nunique()), *(f"{value:.3f}" for value in medians)])
+    return rows
+
+
 def task_panels(table: pd.DataFrame) -> tuple[plt.Figure, dict[str, plt.Axes]]:
     """A figure with a panel for each task that the table has rows of, by the task's name."""
     names = [name for name in TASKS if name in set(table["task"])]
@@ -342,11 +354,13 @@ def main() -> None:
     replace_table("card", markdown(card_table(runs, curves)))
     replace_table("card in short", markdown(short_table(runs)))
     replace_table("parts", markdown(parts_table(runs, curves)))
-    cuts, gates, ages = (read("scorecard", name) for name in ("cuts", "gates", "ages"))
+    cuts, gates, ages, lengths = (read("scorecard", name) for name in ("cuts", "gates", "ages", "lengths"))
     if cuts is not None and gates is not None:
         replace_table("why", markdown(why_table(cuts, gates)))
     if ages is not None:
         plot_ages(ages)
+    if lengths is not None:
+        replace_table("lengths", markdown(lengths_table(lengths)))
     plot_card_curves(curves)
     replace_table("card differences", markdown(card_differences_table(runs)))
     if scores := complete(runs):

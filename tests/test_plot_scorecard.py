@@ -269,6 +269,21 @@ def test_tables_and_figures_are_made_of_what_there_is(results, tmp_path):
     assert "| 0.900 | 0.500 | 0.800 |" in text
 
 
+def test_longer_streams_have_a_column_each():
+    rows = [
+        {"task": "parity_25", "agent": agent, "seed": seed, "length": length, "success": success + seed / 1000}
+        for agent, success in (("lstm", 0.9), ("palmer", 0.5))
+        for seed in (11, 12, 13)
+        for length in (100, 25)
+    ]
+    table = plot_scorecard.lengths_table(pd.DataFrame(rows))
+    assert table == [
+        ["agent", "seeds", "25 bits", "100 bits"],
+        ["PALMER", "3", "0.512", "0.512"],
+        ["PPO-LSTM", "3", "0.912", "0.912"],
+    ]
+
+
 def test_chance_is_that_of_uniform_actions(tmp_path):
     out = tmp_path / "chance.csv"
     measure_chance.main(measure_chance.Options(("repeat_and_parity", "cartpole"), out, episodes=40))
