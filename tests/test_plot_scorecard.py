@@ -228,6 +228,14 @@ def test_what_sentences_say_is_what_the_tables_say(name):
     assert marks and all(text == figures.number_of(tables, of) for _, of, text, _ in marks)
 
 
+@pytest.mark.parametrize("name", ["REPORT.md", "README.md"])
+def test_no_line_begins_with_a_mark(name):
+    """Markdown takes such a line for HTML: it ends the paragraph, and the PDF lacks it."""
+    lines = read(name).splitlines()
+    assert any("<!-- n " in line for line in lines)
+    assert [line for line in lines if re.match(r"\s*([-*] +)?<!-- n ", line)] == []
+
+
 def test_all_tasks_and_agents_have_names():
     assert set(plot_scorecard.PARTS) == {"palmer", "palmer_no_age", "palmer_fixed_gate", *ABLATIONS}
     assert list(plot_scorecard.NAMES) == list(TASKS)
