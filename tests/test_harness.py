@@ -1277,3 +1277,10 @@ def bytes_kept(keep: bool) -> int:
 def test_freed_memory_is_kept_for_what_comes_next():
     assert bytes_kept(keep=False) < 1_000_000
     assert bytes_kept(keep=True) > 19_000_000
+
+
+def test_a_run_keeps_freed_memory(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(harness.run, "keep_freed_memory", lambda: kept.append(True))
+    Run(run_flags(tmp_path), "palmer")
+    assert kept == [True]
