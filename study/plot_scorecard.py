@@ -206,9 +206,13 @@ def parts_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
 
 
 def card_aggregates_table(scores: dict[str, np.ndarray]) -> list[list[str]]:
-    """Interquartile mean of the scores, and how probably a run of PALMER is better, with 95% bootstrap intervals."""
+    """Interquartile mean of the scores, and how probably a run of PALMER is better, with 95% bootstrap intervals.
+
+    Scores that differ by less than a thousandth are ties: 1,000 episodes tell no more.
+    """
     iqm, bounds = interval(lambda x: np.array([metrics.aggregate_iqm(x)]), scores)
-    pairs = {agent: (scores["palmer"], scores[agent]) for agent in scores if agent != "palmer"}
+    rounded = {agent: values.round(3) for agent, values in scores.items()}
+    pairs = {agent: (rounded["palmer"], rounded[agent]) for agent in scores if agent != "palmer"}
     better, better_bounds = interval(metrics.probability_of_improvement, pairs)
     rows = [["", "interquartile mean of scores", "PALMER better"]]
     for agent in scores:

@@ -126,6 +126,14 @@ def test_aggregates_know_who_is_better():
     assert all(row[2].startswith("1.00") for row in table[2:]) and table[1][2] == ""
 
 
+def test_less_than_a_thousandth_is_a_tie():
+    scores = plot_scorecard.complete(card())
+    scores["palmer_fixed_gate"] = scores["palmer"] - 1e-4
+    scores["lstm"] = scores["palmer"] - 2e-3
+    held, _, lstm, _ = plot_scorecard.card_aggregates_table(scores)[2:]
+    assert held[2].startswith("0.50 ") and lstm[2].startswith("1.00 ")
+
+
 def test_differences_are_of_scores_task_by_task():
     runs = card(("parity_25", "pendulum"))
     runs = runs[(runs["agent"] != "palmer_no_age") | (runs["seed"] == 11)]
