@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import ppo_lstm
@@ -61,13 +60,17 @@ def updated_parameters(collected, script, share=slice(None)):
     return torch.nn.utils.parameters_to_vector(learned).detach()
 
 
+def as_torchrun_would(rank, port):
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+
+
 def one_of_two(rank, port, algo, folder):
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    as_torchrun_would(rank, port)
     torch.set_num_threads(1)
     collected = collect(SCRIPTS[algo])  # of all environments, by one process
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    processes.join_processes(torch.device("cpu"))
     torch.save(updated_parameters(collected, SCRIPTS[algo], slice(rank, None, 2)), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    processes.leave_processes()
 
 
 @pytest.mark.parametrize("algo", SCRIPTS)
@@ -85,7 +88,7 @@ def test_two_processes_take_the_step_of_one(algo, tmp_path):
 
 
 def joined_and_left(rank, port, folder):
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    as_torchrun_would(rank, port)
     before = set(os.listdir("/proc/self/task"))
     processes.join_processes(torch.device("cpu"))
     parameter = torch.nn.Parameter(torch.zeros(1))
