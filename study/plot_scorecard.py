@@ -69,6 +69,8 @@ PARTS = {
     "no_solved_entropy": "higher entropy of a solved agent",
     "no_attention_norm": "norm behind attention",
     "no_attention_scale": "larger queries and keys at the start",
+    "no_gate_spread": "slow gate, spread at the start",
+    "no_gate_learning": "learning of the gate (as it starts)",
     "palmer_fixed_gate": "learned gate (held at 0.5)",
     "no_memory": "memory",
 }
