@@ -9,7 +9,7 @@
     priced_entropy   the entropy coefficient is 0.01 of normalised advantages, CleanRL's, from start to end
     attention_norm   what attention adds is not normalised
     attention_scale  queries and keys start at their usual size
-    gate_spread      the gate is at 0.5 for all elements at the start, and its logits are not divided by sqrt(2D)
+    gate_spread      the gate is at 0.5 for all elements at the start, and at a temperature of 1
     gate_learning    the gate stays as it starts: spread from the Transformer's elements to the LSTM's
 
 All the rest is the script's own, its flags and its run's folder; --resume needs the same part named again. Nothing
@@ -87,7 +87,7 @@ def change_gates(change: Callable[[palmer_policy.AdaptiveGate], None]) -> None:
 def no_gate_spread() -> None:
     def change(gate: palmer_policy.AdaptiveGate) -> None:
         nn.init.zeros_(gate.logits.bias)
-        gate.scale = 1.0
+        gate.temperature = 1.0
 
     change_gates(change)
 

@@ -258,7 +258,7 @@ def test_gate_blends_element_by_element_and_keeps_its_floor():
     torch.nn.init.normal_(gate.logits.weight, std=60.0)
     z, g = gate(a, b)
     torch.testing.assert_close(z, g * a + (1 - g) * b)
-    sigmoid = torch.sigmoid(gate.logits(torch.cat((a, b), -1)) / 8**0.5)
+    sigmoid = torch.sigmoid(gate.logits(torch.cat((a, b), -1)) / 4)
     torch.testing.assert_close(g, 0.2 + 0.8 * sigmoid)
     assert g.min() >= 0.2 and g.min() < 0.3 and g.max() > 0.9
     z, g = AdaptiveGate(4, fixed=0.5)(a, b)
@@ -277,7 +277,7 @@ def test_gate_starts_with_some_elements_to_each_memory_and_mixed_ones_between():
 
 
 def test_one_update_moves_the_gate_a_little():
-    """Adam moves every weight by the learning rate, whatever the gradient: all of them together must not close it."""
+    """Adam moves every weight by the learning rate, whatever its gradient; all of them together must not close it."""
     torch.manual_seed(0)
     D, rate = 128, 1e-3
     gate = AdaptiveGate(D)
@@ -287,7 +287,7 @@ def test_one_update_moves_the_gate_a_little():
     gate(*memories)[1].sum().backward()
     optimizer.step()
     moved = (torch.logit(gate(*memories)[1]) - before).abs()
-    assert (moved > rate).all() and (moved < 16 * rate).all()
+    assert (moved > rate).all() and (moved < 64 * rate).all(), "a plain linear layer: some 200"
 
 
 def encode(space, *observations, width=16):

@@ -91,7 +91,7 @@ def test_gate_learning():
     without.without("gate_learning", "ppo_palmer.py")
     after = gate()
     _, values = after(*torch.randn(2, 3, 5, 8))
-    torch.testing.assert_close(values, torch.sigmoid(before.scale * before.logits.bias).expand_as(values))
+    torch.testing.assert_close(values, torch.sigmoid(before.logits.bias / before.temperature).expand_as(values))
     assert not values.requires_grad, "nothing of it learns"
     assert palmer_policy.AdaptiveGate(8, 0.0, 0.5).logits is None, "a gate that is held has nothing to change"
 
