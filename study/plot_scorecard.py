@@ -277,6 +277,24 @@ def lengths_table(lengths: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
+def gates_tried_table(search: pd.DataFrame) -> list[list[str]]:
+    """Single runs of PALMER with one gate or another: what counts on the card, and steps to 0.95 if it came there."""
+    held = search["settings beside the defaults"].fillna("").str.contains("--fixed-gate 0.5")
+    gates = search["changed"].fillna("").str.removeprefix("gate: ").str.removesuffix(" (in the code)")
+    search = search.assign(gate=gates.where(gates != "", "plain").where(~held, "held at 0.5"))
+    columns = ["plain", *sorted(set(search["gate"]) - {"plain"})]
+    rows = [["task", "seed", *columns]]
+    for name, task in TASKS.items():
+        for seed, here in search[search["env"] == task.env_id].groupby("seed"):
+            cells = dict.fromkeys(columns, "")
+            for _, row in here.iterrows():
+                came = row["steps to 0.95"] / 1e6
+                after = f" ({came:.2f}M)" if np.isfinite(came) and task.measure == task.tells else ""
+                cells[row["gate"]] = digits(task, row[task.measure.replace("_", " ")]) + after
+            rows.append([NAMES[name], str(seed), *cells.values()])
+    return rows
+
+
 def task_panels(table: pd.DataFrame) -> tuple[plt.Figure, dict[str, plt.Axes]]:
     """A figure with a panel for each task that the table has rows of, by the task's name."""
     names = [name for name in TASKS if name in set(table["task"])]
@@ -359,6 +377,8 @@ def main() -> None:
         return
     runs = with_scores(runs)
     curves = read("scorecard", "curves")
+    if (tried := read("search", "sixth")) is not None:
+        replace_table("gates tried", markdown(gates_tried_table(tried)))
     replace_table("card", markdown(card_table(runs, curves)))
     replace_table("card in short", markdown(short_table(runs)))
     replace_table("parts", markdown(parts_table(runs, curves)))

@@ -1,6 +1,7 @@
 """study/plot_scorecard.py and study/measure_chance.py: what counts on the scorecard, and what is compared."""
 
 import csv
+import io
 import math
 import re
 from pathlib import Path
@@ -151,6 +152,23 @@ def test_differences_are_of_scores_task_by_task():
     assert float(low) < float(mean) < float(high), "as one of the three is unlike the others"
     assert pendulum[0] == "Pendulum without velocities"
     assert len(plot_scorecard.card_differences_table(card(seeds=(11, 12)))) == 1
+
+
+def test_gates_tried_are_told_apart_and_by_what_counts():
+    head = "env,seed,settings beside the defaults,changed,steps to 0.95,success,return,greedy return"
+    rows = """
+        palmer/Parity-v0,1001,--gamma 0,,550000,0.99,0.98,1
+        palmer/Parity-v0,1001,--gamma 0 --fixed-gate 0.5,,,0.7,0.4,0.4
+        palmer/Parity-v0,1002,--gamma 0,"gate: logits divided by 4, halves (in the code)",,0.75,0.5,1
+        palmer/PendulumNoVelocity-v0,1001,,,200000,,-240,-230
+    """
+    table = pd.read_csv(io.StringIO(head + re.sub(r"\n +", "\n", rows)))
+    assert plot_scorecard.gates_tried_table(table) == [
+        ["task", "seed", "plain", "held at 0.5", "logits divided by 4, halves"],
+        ["Pendulum without velocities", "1001", "-230", "", ""],
+        ["parity of up to 25 bits", "1001", "0.990 (0.55M)", "0.700", ""],
+        ["parity of up to 25 bits", "1002", "", "", "0.750"],
+    ]
 
 
 def test_parts_are_compared_by_when_the_goal_is_reached():
