@@ -123,8 +123,8 @@ def put_in_double(policy: MemoryPolicy) -> None:
         policy.transformer.norm = InDouble(policy.transformer.norm)
     if hasattr(policy, "lstm"):
         policy.lstm.norm = InDouble(policy.lstm.norm)
-    if hasattr(policy, "gate") and policy.gate.logits is not None:
-        policy.gate.logits = InDouble(policy.gate.logits)
+    if hasattr(policy, "gate") and policy.gate.linear is not None:
+        policy.gate.linear = InDouble(policy.gate.linear)
     policy.hidden = InDouble(policy.hidden)
     policy.actor, policy.critic = (InDouble(head, torch.float32) for head in (policy.actor, policy.critic))
 

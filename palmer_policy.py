@@ -3,7 +3,7 @@
     x_t      = Encoder(o_t)                         CNN for images, small CNN for symbolic grids, MLP for vectors
     h^L_t    = LayerNorm(LSTM(x_t, h_{t-1}, c_{t-1}))            short-term memory
     h^T_t    = LayerNorm(Transformer(x_{t-M+1..t}))              long-term memory, within the episode
-    g_t      = sigmoid((W_g [h^T_t ; h^L_t] + b_g) / 4)          in (0,1)^D: 1 = Transformer, 0 = LSTM
+    g_t      = sigmoid(W_g [h^T_t ; h^L_t] + b_g)                in (0,1)^D: 1 = Transformer, 0 = LSTM
     z_t      = g_t * h^T_t + (1 - g_t) * h^L_t                   element by element
     pi(a|z_t), V(z_t)                                            heads on a shared hidden layer of products
 
@@ -39,9 +39,6 @@ QUERY_BLOCK = 128
 PICTURES_AT_ONCE = 128  # that a CPU encodes
 # Of queries and keys at the start: untrained heads should differ in where they look, logits spread by 0.85, not 0.33.
 ATTENTION_SCALE = 1.6
-# Of the gate: what its logits are divided by, and what they are at the start, from 3 to -3: gates from 0.95 to 0.05.
-GATE_TEMPERATURE = 4.0
-GATE_SPREAD = 3.0
 
 # What the settings of an agent may be stands beside them here too, so that a file's can be checked where there is no
 # training script; a test compares.
@@ -570,13 +567,8 @@ class TransformerMemory(nn.Module):
 class AdaptiveGate(nn.Module):
     """Blends two memories element by element:
 
-        g = floor + (1 - floor) sigmoid((W_g [h^T ; h^L] + b_g) / 4)
+        g = floor + (1 - floor) sigmoid(W_g [h^T ; h^L] + b_g)
         z = g * h^T + (1 - g) * h^L
-
-    As a plain linear layer the gate would be driven to 0 and 1 within 30,000 steps, before either memory is worth
-    anything, and stay as chance had it: at a temperature of 4 it learns so much more slowly. Its biases give it all
-    values from 0.95 to 0.05 at the start: elements that are nearly one memory's alone, without which order is hardly
-    learned, and mixed ones, which either memory may take over.
 
     `floor` is the least share of the Transformer, smooth (a clamp would have no gradient below it).
     `fixed` holds the gate at that value instead of learning it.
@@ -584,20 +576,16 @@ class AdaptiveGate(nn.Module):
 
     def __init__(self, width: int, floor: float = 0.0, fixed: float | None = None):
         super().__init__()
-        self.floor, self.fixed, self.temperature = floor, fixed, GATE_TEMPERATURE
-        self.logits = None
-        if fixed is None:
-            self.logits = layer_init(nn.Linear(2 * width, width), 0.1)
-            with torch.no_grad():
-                self.logits.bias.copy_(torch.linspace(GATE_SPREAD, -GATE_SPREAD, width) * self.temperature)
+        self.floor, self.fixed = floor, fixed
+        self.linear = layer_init(nn.Linear(2 * width, width), 0.1) if fixed is None else None
 
     def forward(self, h_transformer: Tensor, h_lstm: Tensor) -> tuple[Tensor, Tensor]:
         """Two memories (T, B, D) -> z (T, B, D), gate (T, B, D)."""
-        if self.logits is None:
+        if self.linear is None:
             gate = torch.full_like(h_transformer, self.fixed)
         else:
-            logits = self.logits(torch.cat((h_transformer, h_lstm), -1)) / self.temperature
-            gate = self.floor + (1 - self.floor) * torch.sigmoid(logits)
+            gate = torch.sigmoid(self.linear(torch.cat((h_transformer, h_lstm), -1)))
+            gate = self.floor + (1 - self.floor) * gate
         return torch.lerp(h_lstm, h_transformer, gate), gate
 
 

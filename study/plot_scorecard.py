@@ -28,12 +28,10 @@ LABELS = {
     "palmer": "PALMER",
     "palmer_fixed_gate": "gate held at 0.5",
     "palmer_no_age": "no recall by age",
-    "no_gate_spread": "plain gate",
     "lstm": "PPO-LSTM",
     "trxl": "PPO-TrXL",
 }
-SHADES = COLORS | {"palmer_fixed_gate": "#e8a33d", "palmer_no_age": "#8d6a9f", "no_gate_spread": "#b8b8b8"}
-COMPARED = ("palmer", "no_gate_spread", *(agent for agent in AGENTS if agent != "palmer"))  # over the whole card
+SHADES = COLORS | {"palmer_fixed_gate": "#e8a33d", "palmer_no_age": "#8d6a9f"}
 NAMES = {
     "s13": "MiniGrid-MemoryS13",
     "s17random": "MiniGrid-MemoryS17Random",
@@ -71,8 +69,6 @@ PARTS = {
     "no_solved_entropy": "higher entropy of a solved agent",
     "no_attention_norm": "norm behind attention",
     "no_attention_scale": "larger queries and keys at the start",
-    "no_gate_spread": "slow gate, spread at the start (a plain one)",
-    "no_gate_learning": "learning of the gate (as it starts)",
     "palmer_fixed_gate": "learned gate (held at 0.5)",
     "no_memory": "memory",
 }
@@ -104,7 +100,7 @@ def complete(runs: pd.DataFrame) -> dict[str, np.ndarray]:
     An agent without a task of enough seeds has hardly been run yet, and is left out.
     """
     most = runs.groupby(["agent", "task"])["seed"].nunique().groupby("agent").max()
-    agents = [agent for agent in COMPARED if most.get(agent, 0) >= LEAST_SEEDS]
+    agents = [agent for agent in AGENTS if most.get(agent, 0) >= LEAST_SEEDS]
     table = runs.pivot_table(index=["seed", "task"], columns="agent", values="score").reindex(columns=agents)
     table = table.dropna().reset_index()
     seeds = table.groupby("task")["seed"].agg(frozenset)
@@ -231,11 +227,11 @@ def card_aggregates_table(scores: dict[str, np.ndarray]) -> list[list[str]]:
 
 def card_differences_table(runs: pd.DataFrame) -> list[list[str]]:
     """Task by task, PALMER's mean score less that of each other agent, with 95% bootstrap intervals over seeds."""
-    others = COMPARED[1:]
+    others = [agent for agent in AGENTS if agent != "palmer"]
     rows = [["task", "seeds", *(LABELS[agent] for agent in others)]]
     for name in TASKS:
         here = runs[runs["task"] == name]
-        scores = {agent: here[here["agent"] == agent]["score"].to_numpy()[:, None] for agent in COMPARED}
+        scores = {agent: here[here["agent"] == agent]["score"].to_numpy()[:, None] for agent in AGENTS}
         scores = {agent: score for agent, score in scores.items() if len(score) >= LEAST_SEEDS}
         pairs = {agent: (scores["palmer"], scores[agent]) for agent in others if {"palmer", agent} <= set(scores)}
         if not pairs:

@@ -33,8 +33,6 @@ WITHOUT_FLAG = (  # what study/without.py can take out
     "fading",
     "attention_norm",
     "attention_scale",
-    "gate_spread",
-    "gate_learning",
     "priced_entropy",
 )
 

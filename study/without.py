@@ -9,8 +9,6 @@
     priced_entropy   the entropy coefficient is 0.01 of normalised advantages, CleanRL's, from start to end
     attention_norm   what attention adds is not normalised
     attention_scale  queries and keys start at their usual size
-    gate_spread      the gate is at 0.5 for all elements at the start, and at a temperature of 1
-    gate_learning    the gate stays as it starts: spread from the Transformer's elements to the LSTM's
 
 All the rest is the script's own, its flags and its run's folder; --resume needs the same part named again. Nothing
 but this program can play an agent that it made without attention_norm.
@@ -72,34 +70,6 @@ def no_attention_scale() -> None:
     change_layers(change)
 
 
-def change_gates(change: Callable[[palmer_policy.AdaptiveGate], None]) -> None:
-    """Call `change` on every gate that is made from now on, and learns."""
-    initial = palmer_policy.AdaptiveGate.__init__
-
-    def changed(self: palmer_policy.AdaptiveGate, *settings: float | None) -> None:
-        initial(self, *settings)
-        if self.logits is not None:
-            change(self)
-
-    palmer_policy.AdaptiveGate.__init__ = changed
-
-
-def no_gate_spread() -> None:
-    def change(gate: palmer_policy.AdaptiveGate) -> None:
-        nn.init.zeros_(gate.logits.bias)
-        gate.temperature = 1.0
-
-    change_gates(change)
-
-
-def no_gate_learning() -> None:
-    def change(gate: palmer_policy.AdaptiveGate) -> None:
-        nn.init.zeros_(gate.logits.weight)
-        gate.logits.requires_grad_(False)
-
-    change_gates(change)
-
-
 def no_priced_entropy(script: ModuleType) -> None:
     step = script.minibatch_step
     script.minibatch_step = lambda *others: step(*others[:-1], torch.tensor(CLEANRL_ENT_COEF))
@@ -112,8 +82,6 @@ BEFORE = {
     "fading": no_fading,
     "attention_norm": no_attention_norm,
     "attention_scale": no_attention_scale,
-    "gate_spread": no_gate_spread,
-    "gate_learning": no_gate_learning,
 }
 AFTER = {"priced_entropy": no_priced_entropy}
 PARTS = (*BEFORE, *AFTER)

@@ -333,6 +333,6 @@ def test_the_three_agents_share_encoder_heads_and_memories():
     palmer, lstm, trxl = shapes
     assert lstm.items() <= palmer.items() and trxl.items() <= palmer.items()
     assert {name for name in palmer if name not in lstm and name not in trxl} == {
-        "gate.logits.weight",
-        "gate.logits.bias",
+        "gate.linear.weight",
+        "gate.linear.bias",
     }

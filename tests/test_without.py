@@ -23,7 +23,6 @@ def put_back(monkeypatch):
         (memory_aids, "rarity"),
         (memory_aids, "fading"),
         (palmer_policy.TransformerLayer, "__init__"),
-        (palmer_policy.AdaptiveGate, "__init__"),
         (ppo_lstm, "minibatch_step"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))
@@ -70,30 +69,6 @@ def test_attention_scale():
     after = layer().query_key_value.weight
     torch.testing.assert_close(after[:16] * palmer_policy.ATTENTION_SCALE, before[:16])
     assert torch.equal(after[16:], before[16:]), "values"
-
-
-def gate():
-    torch.manual_seed(0)
-    return palmer_policy.AdaptiveGate(8, 0.0, None)
-
-
-def test_gate_spread():
-    before = gate().logits
-    without.without("gate_spread", "ppo_palmer.py")
-    after = gate()
-    memories = torch.randn(2, 3, 5, 8)
-    _, values = after(*memories)
-    torch.testing.assert_close(values, torch.sigmoid(torch.cat(tuple(memories), -1) @ before.weight.T))
-
-
-def test_gate_learning():
-    before = gate()
-    without.without("gate_learning", "ppo_palmer.py")
-    after = gate()
-    _, values = after(*torch.randn(2, 3, 5, 8))
-    torch.testing.assert_close(values, torch.sigmoid(before.logits.bias / before.temperature).expand_as(values))
-    assert not values.requires_grad, "nothing of it learns"
-    assert palmer_policy.AdaptiveGate(8, 0.0, 0.5).logits is None, "a gate that is held has nothing to change"
 
 
 def test_priced_entropy(monkeypatch):
