@@ -16,6 +16,7 @@ Shape letters: T steps, N environments of a rollout, B of a minibatch, P steps b
 """
 
 import harness.starting  # noqa: F401  # isort: skip  # first: Ctrl-C may come while the others are imported
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -35,6 +36,7 @@ from tasks import Step, TaskArgs, make_envs
 from tasks.observations import Encodings
 
 LEAST_SPREAD = 0.02  # of advantages to normalise by; below it they are noise
+ALONE_RATIO = 3.0  # largest probability ratio that counts where a memory answers alone
 
 
 @dataclass
@@ -110,9 +112,12 @@ class Args(PPOArgs):
     """least share of the Transformer in the gate"""
     fixed_gate: Annotated[float | None, Range(0, 1)] = None
     """hold the gate at this value instead of learning it"""
+    alone_coef: Annotated[float, Range(0, 1000)] = 1.0
+    """coefficient of PPO's loss where the heads answer from one memory alone, mean of both, beside that of the blend:
+    so each goes on learning, whatever the gate leaves out (0: off)"""
 
 
-REPORT = dict(lstm_layers=3, trxl_layers=3, trxl_ff_mult=1, memory_length=119, gate_floor=0.2)
+REPORT = dict(lstm_layers=3, trxl_layers=3, trxl_ff_mult=1, memory_length=119, gate_floor=0.2, alone_coef=0.0)
 
 
 # ------------------------------------------------------------------ from here on the three scripts are the same again
@@ -285,6 +290,40 @@ def update(
     return dict(zip(losses, means.tolist(), strict=True))
 
 
+def ppo_loss(
+    args: Args,
+    policy: MemoryPolicy,
+    logits: Tensor,
+    value: Tensor,
+    batch: Rollout,
+    advantage: Tensor,
+    returns: Tensor,
+    ent_coef: Tensor,
+    most: float = math.inf,
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """PPO's loss of answers to T steps of B environments -> it, its parts, log of the probability ratios (T, B).
+
+    most: largest ratio that counts. An answer that did not act may be far from the one that did, and a bad action be
+    a thousand times as probable, which the clipping of ratios lets through (dual clip, Ye et al. 2020,
+    https://arxiv.org/abs/1912.09729).
+    """
+    distribution = policy.distribution(logits)
+    logratio = distribution.log_prob(batch.action) - batch.logprob
+    ratio = logratio.clamp(max=math.log(most)).exp()
+    clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+    policy_loss = torch.max(-advantage * ratio, -advantage * clipped).mean()
+
+    value_error = (value - returns) ** 2
+    if args.clip_vloss:
+        near = batch.value + (value - batch.value).clamp(-args.clip_coef, args.clip_coef)
+        value_error = torch.max(value_error, (near - returns) ** 2)
+    value_loss = 0.5 * value_error.mean()
+
+    entropy = distribution.entropy().mean()
+    losses = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+    return policy_loss + args.vf_coef * value_loss - ent_coef * entropy, losses, logratio
+
+
 def minibatch_step(
     args: Args,
     policy: MemoryPolicy,
@@ -299,22 +338,12 @@ def minibatch_step(
     """One gradient step of PPO on T steps of B environments -> its losses, each a number."""
     frames, obs = table.distinct_frames(batch.obs, policy.fixed_shapes)
     output, _ = policy.act(F.embedding(obs, policy.encoder(frames)), batch.state, batch.episode_start)
-    distribution = policy.distribution(output.logits)
-    logratio = distribution.log_prob(batch.action) - batch.logprob
-    ratio = logratio.exp()
-
-    clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
-    policy_loss = torch.max(-advantage * ratio, -advantage * clipped).mean()
-
-    value_error = (output.value - returns) ** 2
-    if args.clip_vloss:
-        near = batch.value + (output.value - batch.value).clamp(-args.clip_coef, args.clip_coef)
-        value_error = torch.max(value_error, (near - returns) ** 2)
-    value_loss = 0.5 * value_error.mean()
-
-    entropy = distribution.entropy().mean()
-    loss = policy_loss + args.vf_coef * value_loss - ent_coef * entropy
-    losses = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+    judged = batch, advantage, returns, ent_coef
+    loss, losses, logratio = ppo_loss(args, policy, output.logits, output.value, *judged)
+    if output.alone and args.alone_coef > 0:  # PALMER's two memories, each as if there were no other
+        alone = [ppo_loss(args, policy, *policy.answer(m), *judged, most=ALONE_RATIO)[0] for m in output.alone]
+        losses["alone_loss"] = torch.stack(alone).mean()
+        loss = loss + args.alone_coef * losses["alone_loss"]
     for name, (aid_loss, coefficient) in aids.losses(policy, output.memory, batch).items():
         losses[name] = aid_loss
         loss = loss + coefficient * aid_loss
@@ -329,6 +358,7 @@ def minibatch_step(
     optimizer.step()
 
     with torch.no_grad():  # http://joschu.net/blog/kl-approx.html
+        ratio = logratio.exp()
         losses["old_approx_kl"] = -logratio.mean()
         losses["approx_kl"] = (ratio - 1 - logratio).mean()
         losses["clipfrac"] = ((ratio - 1).abs() > args.clip_coef).float().mean()

@@ -111,7 +111,8 @@ ablations)
     sweep no_recall --age-coef 0 --recall-coef 0
     sweep no_age --age-coef 0
     sweep no_bonus --visit-bonus 0
-    sweep plain_ppo --age-coef 0 --recall-coef 0 --visit-bonus 0
+    sweep no_alone --alone-coef 0
+    sweep plain_ppo --age-coef 0 --recall-coef 0 --visit-bonus 0 --alone-coef 0
     sweep fixed_gate --fixed-gate 0.5
     sweep gate_floor --gate-floor 0.2
     ;;

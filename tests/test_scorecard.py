@@ -18,9 +18,14 @@ ABLATED = {
     "no_recall": {"recall_coef"},
     "no_recall_at_all": {"recall_coef", "age_coef"},
     "no_visit_bonus": {"visit_bonus"},
-    "plain_ppo": {"recall_coef", "age_coef", "visit_bonus"},
+    "plain_ppo": {"recall_coef", "age_coef", "visit_bonus", "alone_coef"},
     "no_memory": {"forget"},
     "no_solved_entropy": {"solved_ent_coef"},
+}
+DIFFERENT = {
+    "palmer_no_alone": {"alone_coef"},
+    "palmer_fixed_gate": {"fixed_gate"},
+    "palmer_no_age": {"age_coef"},
 }
 SCRIPTS = {"palmer": ppo_palmer, "lstm": ppo_lstm, "trxl": ppo_trxl}
 
@@ -42,7 +47,7 @@ def test_each_command_is_one_that_its_script_takes(task, agent, tmp_path, monkey
     assert settings["total_timesteps"] == TASKS[task].steps
     _, palmers = settings_of(scorecard.command(Options(out=tmp_path), task, "palmer", 11), monkeypatch)
     different = {name for name, value in settings.items() if value != palmers[name]}
-    assert different == {"palmer_fixed_gate": {"fixed_gate"}, "palmer_no_age": {"age_coef"}}.get(agent, set())
+    assert different == DIFFERENT.get(agent, set())
 
 
 @pytest.mark.parametrize("agent", ABLATIONS)
@@ -111,7 +116,7 @@ def test_a_dry_run_prints_a_command_a_line_and_makes_nothing(runs, tmp_path, cap
     "options, sentence",
     [
         (Options(tasks=("chess",)), "--tasks chess: must be of s13, s17random"),
-        (Options(agents=("gru",)), "--agents gru: must be of palmer, palmer_fixed_gate"),
+        (Options(agents=("gru",)), "--agents gru: must be of palmer, palmer_no_alone, palmer_fixed_gate"),
         (Options(seeds=(1, -1)), "--seeds -1: must be from 0 to 99,999,999."),
         (Options(jobs=0), "--jobs 0: must be from 1 to 1,024."),
         (Options(but_for=scorecard.Path("/none")), "--but-for /none: must be a runs.csv of collect_results"),

@@ -61,11 +61,11 @@ def test_benchmark_runs_every_ablation_and_collects_it(repository):
     result = benchmark(repository, "ablations", ENVS="Maze-v0", SEEDS="1 2")
     assert result.returncode == 0, result.stderr
     rows = list(csv.DictReader((repository / "results/ablations/runs.csv").open()))
-    assert len(rows) == 2 * len({row["experiment"] for row in rows}) == 14
+    assert len(rows) == 2 * len({row["experiment"] for row in rows}) == 16
     command = {row["experiment"]: row["command"] for row in rows}
     assert command["no_memory"].endswith("--forget")
     assert command["no_age"].split()[-2:] == ["--age-coef", "0"] and "--recall-coef" not in command["no_age"]
-    assert command["plain_ppo"].endswith("--age-coef 0 --recall-coef 0 --visit-bonus 0")
+    assert command["plain_ppo"].endswith("--age-coef 0 --recall-coef 0 --visit-bonus 0 --alone-coef 0")
     assert {row["algo"] for row in rows} == {"palmer"}
 
 
