@@ -113,8 +113,8 @@ class Args(PPOArgs):
     fixed_gate: Annotated[float | None, Range(0, 1)] = None
     """hold the gate at this value instead of learning it"""
     alone_coef: Annotated[float, Range(0, 1000)] = 1.0
-    """coefficient of PPO's loss where the heads answer from one memory alone, mean of both, beside that of the blend:
-    so each goes on learning, whatever the gate leaves out (0: off)"""
+    """coefficient, times 1 - gamma, of PPO's loss where the heads answer from one memory alone, mean of both, beside
+    that of the blend: so each goes on learning, whatever the gate leaves out (0: off)"""
 
 
 REPORT = dict(lstm_layers=3, trxl_layers=3, trxl_ff_mult=1, memory_length=119, gate_floor=0.2, alone_coef=0.0)
@@ -343,7 +343,7 @@ def minibatch_step(
     if output.alone and args.alone_coef > 0:  # PALMER's two memories, each as if there were no other
         alone = [ppo_loss(args, policy, *policy.answer(m), *judged, most=ALONE_RATIO)[0] for m in output.alone]
         losses["alone_loss"] = torch.stack(alone).mean()
-        loss = loss + args.alone_coef * losses["alone_loss"]
+        loss = loss + args.alone_coef * (1 - args.gamma) * losses["alone_loss"]
     for name, (aid_loss, coefficient) in aids.losses(policy, output.memory, batch).items():
         losses[name] = aid_loss
         loss = loss + coefficient * aid_loss

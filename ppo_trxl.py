@@ -334,7 +334,7 @@ def minibatch_step(
     if output.alone and args.alone_coef > 0:  # PALMER's two memories, each as if there were no other
         alone = [ppo_loss(args, policy, *policy.answer(m), *judged, most=ALONE_RATIO)[0] for m in output.alone]
         losses["alone_loss"] = torch.stack(alone).mean()
-        loss = loss + args.alone_coef * losses["alone_loss"]
+        loss = loss + args.alone_coef * (1 - args.gamma) * losses["alone_loss"]
     for name, (aid_loss, coefficient) in aids.losses(policy, output.memory, batch).items():
         losses[name] = aid_loss
         loss = loss + coefficient * aid_loss

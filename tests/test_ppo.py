@@ -214,9 +214,10 @@ def test_clipped_loss_by_hand(script, ratio, advantage, loss, least, slopes):
     assert "".join("0" if s == 0 else "+" if s > 0 else "-" for s in (slope, slope_least)) == slopes
 
 
-def gradient_norms(fixed_gate, alone_coef):
+def gradient_norms(fixed_gate, alone_coef, gamma=0.9):
     """Of a minibatch without memory aids: gradient of PALMER's LSTM and of its Transformer."""
     flags = {"recall_coef": 0.0, "age_coef": 0.0, "fixed_gate": fixed_gate, "alone_coef": alone_coef}
+    flags["gamma"] = gamma
     args = small_args(ppo_palmer, num_envs=2, num_steps=5, num_minibatches=1, update_epochs=1, **flags)
     policy, aids, _ = make_agent(ppo_palmer, args, TOY)
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
@@ -229,7 +230,8 @@ def gradient_norms(fixed_gate, alone_coef):
 def test_each_memory_learns_alone_though_the_gate_leaves_it_out():
     for fixed_gate, left_out in ((1.0, 0), (0.0, 1)):
         assert gradient_norms(fixed_gate, 0.0)[left_out] == 0 < gradient_norms(fixed_gate, 0.0)[1 - left_out]
-        assert min(gradient_norms(fixed_gate, 1.0)) > 0
+        nearly, wholly, not_at_all = (gradient_norms(fixed_gate, 1.0, gamma)[left_out] for gamma in (0.9, 0.0, 1.0))
+        assert wholly > nearly > 0 == not_at_all, "all of it where nothing lies ahead"
 
 
 def test_a_memory_alone_is_answered_for_as_the_blend_would_be_if_the_gate_chose_it():
