@@ -66,6 +66,8 @@ class Args:
     """steps that the Transformer sees; not given: as in training"""
     cut: Literal["lstm", "transformer"] | None = None
     """leave this memory nothing but the present step, to see what it is worth; the other one keeps all"""
+    alone: Literal["lstm", "transformer"] | None = None
+    """let PALMER answer from this memory alone, as if its gate gave all to it"""
     json: bool = False
     """print one JSON object and nothing else"""
     video: str | None = None
@@ -415,8 +417,7 @@ def evaluate(args: Args) -> list[tuple[dict[str, Any], str]]:
         for player, track, video in zip(players, tracks, (args.video, None), strict=False):
             algo, step = player.checkpoint["algo"], player.checkpoint["step"]
             result = evaluate_policy(player.policy, player.task, algo, step, **settings, video=video, track=track)
-            if args.cut is not None:
-                result["cut"] = args.cut
+            result |= {name: memory for name in ("cut", "alone") if (memory := getattr(args, name)) is not None}
             results.append((result, player.checkpoint["args"]["env_id"]))
     return results
 
@@ -431,6 +432,8 @@ def load_player(args: Args, flag: str, file: str) -> Player:
         set_memory_length(policy, checkpoint["algo"], args.memory_length)
     if args.cut is not None and (flag == "--checkpoint" or hasattr(policy, args.cut)):
         cut_memory(policy, checkpoint["algo"], args.cut)
+    if args.alone is not None and (flag == "--checkpoint" or hasattr(policy, "gate")):
+        answer_alone(policy, checkpoint["algo"], args.alone)
     return Player(policy, task, trained_on, checkpoint, f"{flag} {file}")
 
 
@@ -486,6 +489,13 @@ def cut_memory(policy: MemoryPolicy, algo: str, memory: str) -> None:
     getattr(policy, memory).cut = True
 
 
+def answer_alone(policy: MemoryPolicy, algo: str, memory: str) -> None:
+    """Let the gate give all to the LSTM or to the Transformer. Raises InputError where there is no gate."""
+    if not hasattr(policy, "gate"):
+        raise InputError(f"--alone {memory}: must not be given, as {algo} agents have one memory and no gate.")
+    policy.gate.fixed = float(memory == "transformer")
+
+
 def describe(result: dict[str, Any], trained_on: str) -> str:
     """The result in words."""
     lines = [
@@ -500,6 +510,8 @@ def describe(result: dict[str, Any], trained_on: str) -> str:
         )
     if "cut" in result:
         lines.append(f"memory cut    {result['cut']}: nothing but the present step")
+    if "alone" in result:
+        lines.append(f"memory alone  {result['alone']}: the gate gives all to it")
     lines.append(f"time-outs     {result['timeout_rate']:.3f}  (at {result['step_limit']:,} steps)")
     lines.append(f"mean length   {result['mean_length']:.1f} steps")
     lines.append(f"mean return   {result['mean_return']:.3f}")

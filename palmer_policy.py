@@ -582,7 +582,7 @@ class AdaptiveGate(nn.Module):
 
     def forward(self, h_transformer: Tensor, h_lstm: Tensor) -> tuple[Tensor, Tensor]:
         """Two memories (T, B, D) -> z (T, B, D), gate (T, B, D)."""
-        if self.linear is None:
+        if self.fixed is not None:
             gate = torch.full_like(h_transformer, self.fixed)
         else:
             gate = torch.sigmoid(self.linear(torch.cat((h_transformer, h_lstm), -1)))

@@ -5,7 +5,8 @@
 Plays held-out episodes with the final agents of all finished runs in the first folder. Writes, into the second, into
 which rows of agents that the first has not are kept,
 
-    cuts.csv       PALMER whole, and with one memory cut off (see evaluate.py's --cut): success and return
+    cuts.csv       PALMER whole, with one memory cut off, and answering from one alone (see evaluate.py's --cut and
+                   --alone): success and return
     gates.csv      PALMER's gate in each fifth of an episode: its mean, and the share of its elements that give more
                    than nine tenths to either memory
     ages.csv       for each age: how much the Transformer looks at the step so long ago, mean over layers and heads,
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 import tyro
 
-from evaluate import SEED_BLOCK, cut_memory, evaluate_policy, load_policy, play
+from evaluate import SEED_BLOCK, answer_alone, cut_memory, evaluate_policy, load_policy, play
 from harness.flags import Range, check_args, run_script
 from harness.input_error import InputError
 from replay.aids import load_aids
@@ -36,6 +37,7 @@ from tasks import make_real_env
 FIFTHS = 5
 AGES = (1, 2, 4, 8, 16, 24, 32, 40, 48, 64, 80, 96, 128)
 LENGTHS = (25, 50, 100)  # of bit streams
+CHANGES = ("none", "cut lstm", "cut transformer", "alone lstm", "alone transformer")
 LONGEST = 256  # steps of an episode that are looked into
 
 
@@ -66,7 +68,7 @@ class Player(NamedTuple):
         return {"task": self.task, "agent": self.agent, "seed": self.seed}
 
     def load(self) -> tuple[Any, Any, dict[str, Any]]:
-        """Policy, task and checkpoint, anew: a memory that is cut off stays so."""
+        """Policy, task and checkpoint, anew: what is changed stays so."""
         args = task_args(self.task)
         return load_policy(self.file, args.env_id, args.env_kwargs)
 
@@ -91,13 +93,14 @@ def players(source: Path) -> list[Player]:
     return found
 
 
-def played(player: Player, options: Options, cut: str | None = None, **changed: Any) -> dict[str, Any]:
-    """Success and return over held-out episodes, with the actions that count on the scorecard."""
+def played(player: Player, options: Options, change: str = "none", **changed: Any) -> dict[str, Any]:
+    """Success and return over held-out episodes, with the actions that count on the scorecard; change: of CHANGES."""
     policy, task, checkpoint = player.load()
     for name, value in changed.items():
         setattr(task, name, value)
-    if cut:
-        cut_memory(policy, checkpoint["algo"], cut)
+    if change != "none":
+        how, memory = change.split()
+        {"cut": cut_memory, "alone": answer_alone}[how](policy, checkpoint["algo"], memory)
     settings = {"episodes": options.episodes, "seed": options.seed}
     settings["greedy"] = TASKS[player.task].measure.startswith("greedy")
     result = evaluate_policy(policy, task, checkpoint["algo"], checkpoint["step"], **settings)
@@ -176,8 +179,8 @@ def main(options: Options) -> None:
     tables = defaultdict(list)
     for player in players(options.source):
         if player.agent == "palmer":
-            for cut in (None, "lstm", "transformer"):
-                tables["cuts"].append(player.key | {"cut": cut or "none"} | played(player, options, cut))
+            for change in CHANGES:
+                tables["cuts"].append(player.key | {"change": change} | played(player, options, change))
         policy, task, checkpoint = player.load()
         episodes = list(looked_into(policy, task, options.looked_into, options.seed))
         if player.agent == "palmer":

@@ -74,6 +74,14 @@ PARTS = {
     "palmer_fixed_gate": "learned gate (held at 0.5)",
     "no_memory": "memory",
 }
+# What evaluation changes of a trained PALMER, and its name in the table.
+CHANGES = {
+    "alone lstm": "its LSTM alone",
+    "alone transformer": "its Transformer alone",
+    "cut lstm": "LSTM cut off",
+    "cut transformer": "Transformer cut off",
+}
+BASELINES = ("palmer", "lstm", "trxl")  # PALMER and they
 LEAST_SEEDS = 3  # fewer tell nothing about which agent is better
 
 
@@ -96,20 +104,14 @@ def with_scores(runs: pd.DataFrame) -> pd.DataFrame:
     return runs
 
 
-def complete(runs: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Scores (seeds, tasks) of each agent, of the tasks and seeds that all agents have.
-
-    An agent without a task of enough seeds has hardly been run yet, and is left out.
-    """
-    most = runs.groupby(["agent", "task"])["seed"].nunique().groupby("agent").max()
-    agents = [agent for agent in AGENTS if most.get(agent, 0) >= LEAST_SEEDS]
-    table = runs.pivot_table(index=["seed", "task"], columns="agent", values="score").reindex(columns=agents)
+def complete(runs: pd.DataFrame, agents: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Scores (seeds, tasks) of each of the agents, of the tasks and seeds that all of them have; {} where few are."""
+    table = runs[runs["agent"].isin(agents)]
+    table = table.pivot_table(index=["seed", "task"], columns="agent", values="score").reindex(columns=list(agents))
     table = table.dropna().reset_index()
     seeds = table.groupby("task")["seed"].agg(frozenset)
     whole = [task for task in TASKS if task in seeds.index and len(seeds[task]) >= LEAST_SEEDS]
-    if not whole or "palmer" not in agents:
-        return {}
-    common = sorted(frozenset.intersection(*seeds[whole]))
+    common = sorted(frozenset.intersection(*seeds[whole])) if whole else []
     if len(common) < LEAST_SEEDS:
         return {}
     table = table[table["task"].isin(whole) & table["seed"].isin(common)]
@@ -207,22 +209,28 @@ def parts_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
-def card_aggregates_table(scores: dict[str, np.ndarray]) -> list[list[str]]:
-    """Interquartile mean of the scores, and how probably a run of PALMER is better, with 95% bootstrap intervals.
+def card_aggregates_table(runs: pd.DataFrame) -> list[list[str]]:
+    """Each agent beside PALMER on the tasks and seeds that both have: interquartile means of the scores, and how
+    probably a run of PALMER is better, with 95% bootstrap intervals.
 
     Scores that differ by less than a thousandth are ties: 1,000 episodes tell no more.
     """
-    iqm, bounds = interval(lambda x: np.array([metrics.aggregate_iqm(x)]), scores)
-    rounded = {agent: values.round(3) for agent, values in scores.items()}
-    pairs = {agent: (rounded["palmer"], rounded[agent]) for agent in scores if agent != "palmer"}
-    better, better_bounds = interval(metrics.probability_of_improvement, pairs)
-    rows = [["", "interquartile mean of scores", "PALMER better"]]
-    for agent in scores:
-        low, high = bounds[agent].ravel()
-        row = [LABELS[agent], f"{iqm[agent][0]:.3f} ({low:.3f} to {high:.3f})", ""]
+    rows = [["", "tasks", "interquartile mean of scores", "PALMER's on the same", "PALMER better"]]
+    for agent in AGENTS:
+        scores = complete(runs, BASELINES if agent == "palmer" else ("palmer", agent))
+        if not scores:
+            continue
+        iqm, bounds = interval(lambda x: np.array([metrics.aggregate_iqm(x)]), scores)
+        means = {}
+        for which in scores:
+            low, high = bounds[which].ravel()
+            means[which] = f"{iqm[which][0]:.3f} ({low:.3f} to {high:.3f})"
+        row = [LABELS[agent], str(scores["palmer"].shape[1]), means[agent], "", ""]
         if agent != "palmer":
-            low, high = better_bounds[agent].ravel()
-            row[-1] = f"{float(better[agent]):.2f} ({low:.2f} to {high:.2f})"
+            pair = {agent: (scores["palmer"].round(3), scores[agent].round(3))}
+            better, bounds = interval(metrics.probability_of_improvement, pair)
+            low, high = bounds[agent].ravel()
+            row[3:] = means["palmer"], f"{float(better[agent]):.2f} ({low:.2f} to {high:.2f})"
         rows.append(row)
     return rows
 
@@ -249,13 +257,13 @@ def card_differences_table(runs: pd.DataFrame) -> list[list[str]]:
 
 def why_table(cuts: pd.DataFrame, gates: pd.DataFrame) -> list[list[str]]:
     """What each memory of PALMER is worth, and where its gate turns: medians over seeds."""
-    rows = [["task", "whole", "LSTM cut off", "Transformer cut off"]]
+    rows = [["task", "whole", *CHANGES.values()]]
     rows[0] += ["gate, first fifth", "last fifth", "elements of the Transformer", "of the LSTM"]
     for name, task in TASKS.items():
         cut, gate = (table[(table["task"] == name) & (table["agent"] == "palmer")] for table in (cuts, gates))
         if not len(cut) or not len(gate):
             continue
-        worth = [cut[cut["cut"] == which][task.tells].median() for which in ("none", "lstm", "transformer")]
+        worth = [cut[cut["change"] == change][task.tells].median() for change in ("none", *CHANGES)]
         worth = [digits(task, value) for value in worth]
         first, last = (gate[gate["fifth"] == fifth]["mean"].median() for fifth in (1, 5))
         shares = [gate.groupby("seed")[side].mean().median() for side in ("transformer", "lstm")]
@@ -272,24 +280,6 @@ def lengths_table(lengths: pd.DataFrame) -> list[list[str]]:
         if len(here):
             medians = [here[here["length"] == length]["success"].median() for length in columns]
             rows.append([LABELS[agent], str(here["seed"].nunique()), *(f"{value:.3f}" for value in medians)])
-    return rows
-
-
-def gates_tried_table(search: pd.DataFrame) -> list[list[str]]:
-    """Single runs of PALMER with one gate or another: what counts on the card, and steps to 0.95 if it came there."""
-    held = search["settings beside the defaults"].fillna("").str.contains("--fixed-gate 0.5")
-    gates = search["changed"].fillna("").str.removeprefix("gate: ").str.removesuffix(" (in the code)")
-    search = search.assign(gate=gates.where(gates != "", "plain").where(~held, "held at 0.5"))
-    columns = ["plain", *sorted(set(search["gate"]) - {"plain"})]
-    rows = [["task", "seed", *columns]]
-    for name, task in TASKS.items():
-        for seed, here in search[search["env"] == task.env_id].groupby("seed"):
-            cells = dict.fromkeys(columns, "")
-            for _, row in here.iterrows():
-                came = row["steps to 0.95"] / 1e6
-                after = f" ({came:.2f}M)" if np.isfinite(came) and task.measure == task.tells else ""
-                cells[row["gate"]] = digits(task, row[task.measure.replace("_", " ")]) + after
-            rows.append([NAMES[name], str(seed), *cells.values()])
     return rows
 
 
@@ -375,8 +365,6 @@ def main() -> None:
         return
     runs = with_scores(runs)
     curves = read("scorecard", "curves")
-    if (tried := read("search", "sixth")) is not None:
-        replace_table("gates tried", markdown(gates_tried_table(tried)))
     replace_table("card", markdown(card_table(runs, curves)))
     replace_table("card in short", markdown(short_table(runs)))
     replace_table("parts", markdown(parts_table(runs, curves)))
@@ -389,6 +377,6 @@ def main() -> None:
         replace_table("lengths", markdown(lengths_table(lengths)))
     plot_card_curves(curves)
     replace_table("card differences", markdown(card_differences_table(runs)))
-    if scores := complete(runs):
-        replace_table("card aggregates", markdown(card_aggregates_table(scores)))
+    replace_table("card aggregates", markdown(card_aggregates_table(runs)))
+    if scores := complete(runs, BASELINES):
         plot_card_profiles(scores)

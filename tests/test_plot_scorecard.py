@@ -1,7 +1,6 @@
 """study/plot_scorecard.py and study/measure_chance.py: what counts on the scorecard, and what is compared."""
 
 import csv
-import io
 import math
 import re
 from pathlib import Path
@@ -15,7 +14,14 @@ from study.scorecard import ABLATIONS, AGENTS, TASKS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CHANCES = {"repeat_previous_medium": -0.5, "pendulum": -1257.0}
-AT = {"palmer": 0.9, "palmer_fixed_gate": 0.6, "palmer_no_age": 0.5, "lstm": 0.2, "trxl": 0.6}
+AT = {
+    "palmer": 0.9,
+    "palmer_no_alone": 0.7,
+    "palmer_fixed_gate": 0.6,
+    "palmer_no_age": 0.5,
+    "lstm": 0.2,
+    "trxl": 0.6,
+}
 
 
 def read(name):
@@ -87,7 +93,7 @@ def test_an_agent_without_a_run_has_an_empty_cell():
     assert (
         row[2] == ""
         and row[-2:] == ["", ""]
-        and [bool(cell) for cell in row[6:11]] == [False, False, False, True, False]
+        and [bool(cell) for cell in row[6:12]] == [False, False, False, False, True, False]
     )
 
 
@@ -101,38 +107,43 @@ def test_the_short_card_has_a_row_where_all_three_agents_were_trained():
 
 
 def test_only_what_all_agents_have_is_compared():
-    runs = card()
-    scores = plot_scorecard.complete(runs)
-    assert {agent: values.shape for agent, values in scores.items()} == {agent: (3, 3) for agent in AGENTS}
+    runs, three = card(), ("palmer", "lstm", "trxl")
+    scores = plot_scorecard.complete(runs, three)
+    assert {agent: values.shape for agent, values in scores.items()} == {agent: (3, 3) for agent in three}
     # In the order of TASKS.
     assert scores["palmer"][0] == pytest.approx([(0.889 + 0.5) / 1.5, 1 - 100 / 1100, 0.8])
     lacking = runs[~((runs["agent"] == "trxl") & (runs["task"] == "pendulum") & (runs["seed"] == 13))]
-    assert plot_scorecard.complete(lacking)["lstm"].shape == (3, 2), "a task with two seeds is left out"
+    assert plot_scorecard.complete(lacking, three)["lstm"].shape == (3, 2), "a task with two seeds is left out"
+    assert plot_scorecard.complete(lacking, ("palmer", "lstm"))["lstm"].shape == (3, 3), "which the others have"
     more = pd.concat([runs, card(("parity_25",), seeds=(14, 15))])
-    assert plot_scorecard.complete(more)["lstm"].shape == (3, 3), "a task's further seeds are left out"
-    new = runs[(runs["agent"] != "palmer_no_age") | (runs["seed"] == 11)]
-    few = plot_scorecard.complete(new)
-    assert set(few) == set(AGENTS) - {"palmer_no_age"} and few["lstm"].shape == (3, 3), "it has hardly been run"
-    table = plot_scorecard.card_aggregates_table(few)
-    assert [row[0] for row in table[1:]] == ["PALMER", "gate held at 0.5", "PPO-LSTM", "PPO-TrXL"]
-    assert plot_scorecard.complete(card(seeds=(11, 12))) == {}
-    assert plot_scorecard.complete(runs[runs["agent"] != "palmer"]) == {}
+    assert plot_scorecard.complete(more, three)["lstm"].shape == (3, 3), "a task's further seeds are left out"
+    assert plot_scorecard.complete(card(seeds=(11, 12)), three) == {}
+    assert plot_scorecard.complete(runs[runs["agent"] != "palmer"], three) == {}
 
 
 def test_aggregates_know_who_is_better():
-    table = plot_scorecard.card_aggregates_table(plot_scorecard.complete(card()))
-    assert [row[0] for row in table[1:]] == [plot_scorecard.LABELS[agent] for agent in AGENTS]
-    means = [float(row[1].split()[0]) for row in table[1:]]
-    assert means[0] > means[1] == means[4] > means[2] > means[3], "the scores of AT"
-    assert all(row[2].startswith("1.00") for row in table[2:]) and table[1][2] == ""
+    runs = card()
+    few = (runs["agent"] == "palmer_no_age") & (runs["seed"] > 11)
+    other = (runs["agent"] == "palmer_no_alone") & (runs["task"] == "pendulum")
+    head, *table = plot_scorecard.card_aggregates_table(runs[~few & ~other])
+    by_name = {row[0]: dict(zip(head, row, strict=True)) for row in table}
+    assert list(by_name) == [plot_scorecard.LABELS[agent] for agent in AGENTS if agent != "palmer_no_age"]
+    assert [row["tasks"] for row in by_name.values()] == ["3", "2", "3", "3", "3"]
+    mean = {name: float(row["interquartile mean of scores"].split()[0]) for name, row in by_name.items()}
+    assert mean["PALMER"] > mean["gate held at 0.5"] == mean["PPO-TrXL"] > mean["PPO-LSTM"], "the scores of AT"
+    assert all(row["PALMER better"].startswith("1.00") for name, row in by_name.items() if name != "PALMER")
+    ours = [float(row["PALMER's on the same"].split()[0]) for name, row in by_name.items() if name != "PALMER"]
+    assert ours[1:] == [mean["PALMER"]] * 3 and ours[0] != mean["PALMER"], "without pendulum"
+    assert list(by_name["PALMER"].values())[3:] == ["", ""]
 
 
 def test_less_than_a_thousandth_is_a_tie():
-    scores = plot_scorecard.complete(card())
-    scores["palmer_fixed_gate"] = scores["palmer"] - 1e-4
-    scores["lstm"] = scores["palmer"] - 2e-3
-    held, _, lstm, _ = plot_scorecard.card_aggregates_table(scores)[2:]
-    assert held[2].startswith("0.50 ") and lstm[2].startswith("1.00 ")
+    runs = card()
+    ours = runs[runs["agent"] == "palmer"]["score"].to_numpy()
+    for agent, less in (("palmer_fixed_gate", 1e-4), ("lstm", 2e-3)):
+        runs.loc[runs["agent"] == agent, "score"] = ours.round(3) - less
+    better = {row[0]: row[4] for row in plot_scorecard.card_aggregates_table(runs)[1:]}
+    assert better["gate held at 0.5"].startswith("0.50 ") and better["PPO-LSTM"].startswith("1.00 ")
 
 
 def test_differences_are_of_scores_task_by_task():
@@ -140,33 +151,16 @@ def test_differences_are_of_scores_task_by_task():
     runs = runs[(runs["agent"] != "palmer_no_age") | (runs["seed"] == 11)]
     runs.loc[(runs["task"] == "parity_25") & (runs["agent"] == "lstm") & (runs["seed"] == 12), "score"] = 0.9
     head, pendulum, parity = plot_scorecard.card_differences_table(runs)
-    assert head == ["task", "seeds", "gate held at 0.5", "no recall by age", "PPO-LSTM", "PPO-TrXL"]
-    assert parity[:2] == ["parity of up to 25 bits", "3"] and parity[3] == "", "one seed tells nothing"
+    assert head == ["task", "seeds", *(plot_scorecard.LABELS[agent] for agent in AGENTS if agent != "palmer")]
+    assert parity[:2] == ["parity of up to 25 bits", "3"] and parity[4] == "", "one seed tells nothing"
     ours, theirs = (
         runs[(runs["task"] == "parity_25") & (runs["agent"] == agent)]["score"] for agent in ("palmer", "lstm")
     )
-    mean, low, _, high = re.fullmatch(r"(\S+) \((\S+) (to) (\S+)\)", parity[4]).groups()
+    mean, low, _, high = re.fullmatch(r"(\S+) \((\S+) (to) (\S+)\)", parity[5]).groups()
     assert float(mean) == pytest.approx(ours.mean() - theirs.mean(), abs=1e-3)
     assert float(low) < float(mean) < float(high), "as one of the three is unlike the others"
     assert pendulum[0] == "Pendulum without velocities"
     assert len(plot_scorecard.card_differences_table(card(seeds=(11, 12)))) == 1
-
-
-def test_gates_tried_are_told_apart_and_by_what_counts():
-    head = "env,seed,settings beside the defaults,changed,steps to 0.95,success,return,greedy return"
-    rows = """
-        palmer/Parity-v0,1001,--gamma 0,,550000,0.99,0.98,1
-        palmer/Parity-v0,1001,--gamma 0 --fixed-gate 0.5,,,0.7,0.4,0.4
-        palmer/Parity-v0,1002,--gamma 0,"gate: logits divided by 4, halves (in the code)",,0.75,0.5,1
-        palmer/PendulumNoVelocity-v0,1001,,,200000,,-240,-230
-    """
-    table = pd.read_csv(io.StringIO(head + re.sub(r"\n +", "\n", rows)))
-    assert plot_scorecard.gates_tried_table(table) == [
-        ["task", "seed", "plain", "held at 0.5", "logits divided by 4, halves"],
-        ["Pendulum without velocities", "1001", "-230", "", ""],
-        ["parity of up to 25 bits", "1001", "0.990 (0.55M)", "0.700", ""],
-        ["parity of up to 25 bits", "1002", "", "", "0.750"],
-    ]
 
 
 def test_parts_are_compared_by_when_the_goal_is_reached():
@@ -189,18 +183,18 @@ def test_parts_are_compared_by_when_the_goal_is_reached():
     table = plot_scorecard.parts_table(pd.concat([runs, ablated]), curves)
     assert [row[:2] for row in table[1:]] == [
         ["parity of up to 25 bits", plot_scorecard.PARTS[agent]]
-        for agent in ("palmer", "palmer_no_age", "no_fading", "palmer_fixed_gate")
+        for agent in ("palmer", "palmer_no_age", "palmer_no_alone", "no_fading", "palmer_fixed_gate")
     ], "pendulum has no ablation"
     assert table[1][2:] == ["0 of 2", "0.900 (0.900)", "0.03M (0.04M)", "20.0", ""]
-    assert table[3][2:6] == ["1 of 2", "0.850 (0.700)", "never (never)", "22.0"]
-    assert table[3][6].startswith("0.75 "), "20k before 30k and never, 40k before never but after 30k"
+    assert table[4][2:6] == ["1 of 2", "0.850 (0.700)", "never (never)", "22.0"]
+    assert table[4][6].startswith("0.75 "), "20k before 30k and never, 40k before never but after 30k"
 
 
 def looks():
     """What measure_memory writes, of two seeds."""
     of = [{"task": "parity_25", "agent": "palmer", "seed": seed} for seed in (11, 12)]
-    worth = {"none": 0.9, "lstm": 0.5, "transformer": 0.8}
-    cuts = [run | {"cut": cut, "success": worth[cut], "return": 0} for run in of for cut in worth]
+    worth = {"none": 0.9, "alone lstm": 0.7, "alone transformer": 0.6, "cut lstm": 0.5, "cut transformer": 0.8}
+    cuts = [run | {"change": change, "success": worth[change], "return": 0} for run in of for change in worth]
     gates = [
         run | {"fifth": fifth, "mean": fifth / 10, "transformer": 0.1, "lstm": 0.3}
         for run in of
@@ -217,7 +211,7 @@ def looks():
 
 def test_what_each_memory_is_worth_and_where_the_gate_turns():
     cuts, gates, _ = looks()
-    row = ["parity of up to 25 bits", "0.900", "0.500", "0.800", "0.10", "0.50", "10%", "30%"]
+    row = ["parity of up to 25 bits", "0.900", "0.700", "0.600", "0.500", "0.800", "0.10", "0.50", "10%", "30%"]
     assert plot_scorecard.why_table(cuts, gates)[1:] == [row]
 
 
@@ -263,7 +257,8 @@ def test_no_line_begins_with_a_mark(name):
 
 
 def test_all_tasks_and_agents_have_names():
-    assert set(plot_scorecard.PARTS) == {"palmer", "palmer_no_age", "palmer_fixed_gate", *ABLATIONS}
+    palmers = {agent for agent in AGENTS if agent.startswith("palmer")}
+    assert set(plot_scorecard.PARTS) == palmers | set(ABLATIONS)
     assert list(plot_scorecard.NAMES) == list(TASKS)
     assert set(plot_scorecard.LABELS) == set(plot_scorecard.SHADES) == set(AGENTS)
 
@@ -300,7 +295,7 @@ def test_tables_and_figures_are_made_of_what_there_is(results, tmp_path):
     assert "interquartile" in text and "| parity of up to 25 bits | 1M | 3 |" in text
     drawn = sorted(file.name for file in (tmp_path / "results/figures").iterdir())
     assert drawn == ["scorecard_ages.png", "scorecard_curves.png", "scorecard_profiles.png"]
-    assert "| 0.900 | 0.500 | 0.800 |" in text
+    assert "| 0.900 | 0.700 | 0.600 | 0.500 | 0.800 |" in text
 
 
 def test_longer_streams_have_a_column_each():

@@ -23,7 +23,7 @@ import ppo_lstm
 import ppo_palmer
 import ppo_trxl
 from harness import run
-from harness.checkpoint import save_checkpoint
+from harness.checkpoint import load_checkpoint, save_checkpoint
 from harness.flags import Range, metadata, run_script
 from harness.input_error import InputError
 from harness.run import PROCESS_SEED, RunArgs
@@ -311,6 +311,23 @@ def test_the_other_memory_keeps_all(tmp_path):
     assert len(set(returns)) == 3
 
 
+def test_a_memory_answers_alone_as_if_the_gate_were_held_there(tmp_path):
+    learned, held = tmp_path / "learned.pt", tmp_path / "held.pt"
+    save_agent(learned, "palmer", **TASKS["continuous"])
+    checkpoint = load_checkpoint(learned)
+    without_gate = {name: value for name, value in checkpoint["policy"].items() if not name.startswith("gate.")}
+    returns = {}
+    for memory, gate in (("lstm", 0.0), ("transformer", 1.0)):
+        args = checkpoint["args"] | {"fixed_gate": gate}
+        save_checkpoint(held, checkpoint | {"args": args, "policy": without_gate})
+        alone = evaluate.main(evaluate.Args(checkpoint=str(learned), episodes=20, alone=memory))
+        assert alone.pop("alone") == memory
+        assert alone["mean_return"] == evaluate.main(evaluate.Args(checkpoint=str(held), episodes=20))["mean_return"]
+        returns[memory] = alone["mean_return"]
+    returns["both"] = evaluate.main(evaluate.Args(checkpoint=str(learned), episodes=20))["mean_return"]
+    assert len(set(returns.values())) == 3
+
+
 def test_a_video_shows_five_episodes(monkeypatch, trained, tmp_path):
     shown = []
     add = evaluate.Film.add
@@ -423,6 +440,8 @@ def test_evaluate_refuses_what_does_not_fit(trained, tmp_path):
         ({"checkpoint": str(tmp_path / "lstm" / "checkpoint.pt"), "memory_length": 9}, "--memory-length 9.*lstm"),
         ({"checkpoint": str(tmp_path / "lstm" / "checkpoint.pt"), "cut": "transformer"}, "--cut transformer.*lstm"),
         ({"checkpoint": str(good), "cut": "gate"}, "--cut gate: must be lstm, transformer or None"),
+        ({"checkpoint": str(tmp_path / "lstm" / "checkpoint.pt"), "alone": "lstm"}, "--alone lstm.*no gate"),
+        ({"checkpoint": str(good), "alone": "gate"}, "--alone gate: must be lstm, transformer or None"),
         ({"checkpoint": str(good), "video": "film.avi"}, "--video film.avi"),
     ):
         with pytest.raises(InputError, match=sentence):
