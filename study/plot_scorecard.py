@@ -22,7 +22,7 @@ from study.figures import (
     replace_table,
     save,
 )
-from study.scorecard import ABLATIONS, AGENTS, TASKS, Task
+from study.scorecard import AGENTS, TASKS, Task
 
 LABELS = {
     "palmer": "PALMER",
@@ -180,14 +180,15 @@ def reached(curves: pd.DataFrame) -> pd.Series:
 def parts_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
     """PALMER without one part of its recipe, on the tasks for which that was asked: medians, the worst in brackets.
 
-    Unchanged is sooner: how probably a run with nothing changed comes to the goal first, ties half.
+    Unchanged is sooner: how probably a run with nothing changed comes to the goal first, ties half; not where greedy
+    actions count, which are not those of training.
     """
     rows = [["task", "without", "runs at the goal", "measured", "steps to the goal", "length", "unchanged is sooner"]]
     first = reached(curves)
     runs = runs.assign(soon=[first.get((row["experiment"], row["seed"]), np.inf) for _, row in runs.iterrows()])
     for name, task in TASKS.items():
         here = runs[runs["task"] == name]
-        if not here["agent"].isin(ABLATIONS).any():
+        if not (set(here["agent"]) & set(PARTS)) - {"palmer"}:
             continue
         whole = here[here["agent"] == "palmer"]
         for agent, label in PARTS.items():
@@ -195,7 +196,8 @@ def parts_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
             if not len(ours):
                 continue
             measured, sooner = ours["measured"], ""
-            if agent != "palmer" and len(whole):
+            trained = task.measure == task.tells
+            if agent != "palmer" and min(len(ours), len(whole)) >= LEAST_SEEDS and trained:
                 # A run that never gets there counts as two budgets, as what is compared must be finite.
                 late = {"x": [r["soon"].clip(upper=2 * task.steps).to_numpy()[:, None] for r in (ours, whole)]}
                 better, bounds = interval(metrics.probability_of_improvement, late)
@@ -204,7 +206,7 @@ def parts_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
             usual, latest = median(ours["soon"]) / 1e6, ours["soon"].max() / 1e6
             cells = [f"{(measured >= task.goal).sum()} of {len(ours)}"]
             cells.append(f"{digits(task, measured.median())} ({digits(task, measured.min())})")
-            cells.append(f"{number(usual, '{:.2f}M')} ({number(latest, '{:.2f}M')})")
+            cells.append(f"{number(usual, '{:.2f}M')} ({number(latest, '{:.2f}M')})" if trained else "")
             rows.append([NAMES[name], label, *cells, f"{ours['length'].median():.1f}", sooner])
     return rows
 

@@ -163,7 +163,7 @@ def test_differences_are_of_scores_task_by_task():
     assert len(plot_scorecard.card_differences_table(card(seeds=(11, 12)))) == 1
 
 
-def test_parts_are_compared_by_when_the_goal_is_reached():
+def test_parts_are_compared_by_when_the_goal_is_reached(monkeypatch):
     runs = card(("parity_25", "pendulum"), seeds=(11, 12)).assign(length=20.0)
     ablated = runs[(runs["task"] == "parity_25") & (runs["agent"] == "palmer")]
     ablated = ablated.assign(agent="no_fading", experiment="parity_25/no_fading", measured=[1.0, 0.7], length=22.0)
@@ -180,11 +180,17 @@ def test_parts_are_compared_by_when_the_goal_is_reached():
         for seed in (11, 12)
         for step in range(10_000, 60_000, 10_000)
     )
-    table = plot_scorecard.parts_table(pd.concat([runs, ablated]), curves)
+    parts = runs["agent"].isin(["palmer_no_age", "palmer_no_alone", "palmer_fixed_gate"])
+    ablated = pd.concat([runs[(runs["task"] != "pendulum") | ~parts], ablated])
+    assert all(row[6] == "" for row in plot_scorecard.parts_table(ablated, curves)[1:]), "two seeds tell nothing"
+    monkeypatch.setattr(plot_scorecard, "LEAST_SEEDS", 2)
+    table = plot_scorecard.parts_table(ablated, curves)
     assert [row[:2] for row in table[1:]] == [
         ["parity of up to 25 bits", plot_scorecard.PARTS[agent]]
         for agent in ("palmer", "palmer_no_age", "palmer_no_alone", "no_fading", "palmer_fixed_gate")
     ], "pendulum has no ablation"
+    (greedy,) = [row for row in plot_scorecard.parts_table(runs, curves) if row[1] == "recall by age"][:1]
+    assert greedy[0] == "Pendulum without velocities" and greedy[4] == greedy[6] == ""
     assert table[1][2:] == ["0 of 2", "0.900 (0.900)", "0.03M (0.04M)", "20.0", ""]
     assert table[4][2:6] == ["1 of 2", "0.850 (0.700)", "never (never)", "22.0"]
     assert table[4][6].startswith("0.75 "), "20k before 30k and never, 40k before never but after 30k"
