@@ -46,7 +46,7 @@ def card(tasks=("parity_25", "repeat_previous_medium", "pendulum"), seeds=(11, 1
     for task in tasks:
         for agent, at in AT.items():
             for seed in seeds:
-                row = {"experiment": f"{task}/{agent}", "algo": AGENTS[agent][0], "seed": seed}
+                row = {"experiment": f"{task}/{agent}", "algo": AGENTS[agent][0], "seed": seed, "length": 20.0}
                 rows.append(
                     row | {"success": at, "return": at - seed / 1000, "greedy_return": -1000 * (1 - at) - 157}
                 )
@@ -164,7 +164,7 @@ def test_differences_are_of_scores_task_by_task():
 
 
 def test_parts_are_compared_by_when_the_goal_is_reached(monkeypatch):
-    runs = card(("parity_25", "pendulum"), seeds=(11, 12)).assign(length=20.0)
+    runs = card(("parity_25", "pendulum"), seeds=(11, 12))
     ablated = runs[(runs["task"] == "parity_25") & (runs["agent"] == "palmer")]
     ablated = ablated.assign(agent="no_fading", experiment="parity_25/no_fading", measured=[1.0, 0.7], length=22.0)
     reach = {"parity_25/palmer": {11: 20_000, 12: 40_000}, "parity_25/no_fading": {11: 30_000}}
