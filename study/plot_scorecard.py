@@ -118,6 +118,11 @@ def complete(runs: pd.DataFrame, agents: tuple[str, ...]) -> dict[str, np.ndarra
     return {agent: table.pivot(index="seed", columns="task", values=agent)[whole].to_numpy() for agent in agents}
 
 
+def with_runs(runs: pd.DataFrame) -> list[str]:
+    """The agents that a table has columns for, in the order of AGENTS."""
+    return [agent for agent in AGENTS if agent in set(runs["agent"])]
+
+
 def digits(task: Task, value: float) -> str:
     return f"{value:.0f}" if abs(task.best) > 10 else f"{value:.3f}"
 
@@ -129,7 +134,8 @@ def steps(count: int) -> str:
 def card_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
     """A row for each task: median (least) over seeds of each agent, whether PALMER's median reaches the goal, and the
     median of the steps after which its training first did (greedy actions are not those of training)."""
-    rows = [["task", "steps", "seeds", "chance", "published", "goal", *(LABELS[agent] for agent in AGENTS)]]
+    agents = with_runs(runs)
+    rows = [["task", "steps", "seeds", "chance", "published", "goal", *(LABELS[agent] for agent in agents)]]
     rows[0] += ["met", "after"]
     chance, first = chances(), reached(curves)
     for name, task in TASKS.items():
@@ -137,7 +143,7 @@ def card_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
         if not len(here):
             continue
         cells = []
-        for agent in AGENTS:
+        for agent in agents:
             values = here[here["agent"] == agent]["measured"]
             least = f" ({digits(task, values.min())})" if len(values) > 1 else ""
             cells.append(digits(task, values.median()) + least if len(values) else "")
@@ -239,7 +245,7 @@ def card_aggregates_table(runs: pd.DataFrame) -> list[list[str]]:
 
 def card_differences_table(runs: pd.DataFrame) -> list[list[str]]:
     """Task by task, PALMER's mean score less that of each other agent, with 95% bootstrap intervals over seeds."""
-    others = [agent for agent in AGENTS if agent != "palmer"]
+    others = [agent for agent in with_runs(runs) if agent != "palmer"]
     rows = [["task", "seeds", *(LABELS[agent] for agent in others)]]
     for name in TASKS:
         here = runs[runs["task"] == name]
