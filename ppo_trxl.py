@@ -36,7 +36,7 @@ from tasks import Step, TaskArgs, make_envs
 from tasks.observations import Encodings
 
 LEAST_SPREAD = 0.02  # of advantages to normalise by; below it they are noise
-ALONE_RATIO = 3.0  # largest probability ratio that counts where a memory answers alone
+ALONE_RATIO = 3.0  # that counts at most where what answers did not act, and may hold a bad action for a likely one
 
 
 @dataclass
@@ -170,6 +170,8 @@ class Rollout(NamedTuple):
     gate: Tensor | None  # (T, N, D), 1 = Transformer, 0 = LSTM
     features: Encodings  # of all observations above, by number, as the policy that acted encoded them
     seen: Tensor | None = None  # (T, N, C) bool, what the episode has shown
+    advantage: Tensor | None = None
+    returns: Tensor | None = None
 
     def select(self, env: Tensor) -> "Rollout":
         """The steps of the environments `env` (B,) alone."""
@@ -262,77 +264,30 @@ def update(
     advantage, returns = advantages(args, batch)
     scale = torch.ones((), device=advantage.device)
     if args.norm_adv:
-        # Gradients should be alike in all phases of learning, and a bit of entropy worth the same reward in all. With
-        # the advantages alone divided by their spread, entropy would count for less and less as there is less left
-        # to gain, and the policy would freeze on its first way to the goal.
+        # A bit of entropy should be worth the same reward in all phases of learning. With advantages alone divided by
+        # their spread it would count for less and less, and the policy freeze on its first way to the goal.
         advantage = advantage - mean_over_processes(advantage.mean())
         scale = mean_over_processes(advantage.square().mean()).sqrt().clamp_min(LEAST_SPREAD)
         advantage = advantage / scale
-    rows = []
+    batch, rows = batch._replace(advantage=advantage, returns=returns), []
     for _ in range(args.update_epochs):
-        order = torch.randperm(batch.obs.shape[1], device=batch.obs.device)
-        for env in order.chunk(args.num_minibatches):
-            minibatch = batch.select(env), advantage[:, env], returns[:, env]
-            rows.append(minibatch_step(args, policy, optimizer, aids, table, *minibatch, ent_coef / scale))
+        for env in torch.randperm(batch.obs.shape[1], device=batch.obs.device).chunk(args.num_minibatches):
+            rows.append(minibatch_step(args, policy, optimizer, aids, table, batch.select(env), ent_coef / scale))
     losses = {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0] if name != "ratio_error"}
     losses["first_minibatch_ratio_error"] = rows[0]["ratio_error"]
     losses["explained_variance"] = 1 - (returns - batch.value).var() / returns.var()
-    means = mean_over_processes(torch.stack(list(losses.values())))
-    return dict(zip(losses, means.tolist(), strict=True))
-
-
-def ppo_loss(
-    args: Args,
-    policy: MemoryPolicy,
-    logits: Tensor,
-    value: Tensor,
-    batch: Rollout,
-    advantage: Tensor,
-    returns: Tensor,
-    ent_coef: Tensor,
-    most: float = math.inf,
-) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """PPO's loss of answers to T steps of B environments -> it, its parts, log of the probability ratios (T, B).
-
-    most: largest ratio that counts. An answer that did not act may be far from the one that did, and a bad action be
-    a thousand times as probable, which the clipping of ratios lets through (dual clip, Ye et al. 2020,
-    https://arxiv.org/abs/1912.09729).
-    """
-    distribution = policy.distribution(logits)
-    logratio = distribution.log_prob(batch.action) - batch.logprob
-    ratio = logratio.clamp(max=math.log(most)).exp()
-    clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
-    policy_loss = torch.max(-advantage * ratio, -advantage * clipped).mean()
-
-    value_error = (value - returns) ** 2
-    if args.clip_vloss:
-        near = batch.value + (value - batch.value).clamp(-args.clip_coef, args.clip_coef)
-        value_error = torch.max(value_error, (near - returns) ** 2)
-    value_loss = 0.5 * value_error.mean()
-
-    entropy = distribution.entropy().mean()
-    losses = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
-    return policy_loss + args.vf_coef * value_loss - ent_coef * entropy, losses, logratio
+    return dict(zip(losses, mean_over_processes(torch.stack(list(losses.values()))).tolist(), strict=True))
 
 
 def minibatch_step(
-    args: Args,
-    policy: MemoryPolicy,
-    optimizer: Any,
-    aids: MemoryAids,
-    table: Any,
-    batch: Rollout,
-    advantage: Tensor,
-    returns: Tensor,
-    ent_coef: Tensor,
+    args: Args, policy: MemoryPolicy, optimizer: Any, aids: MemoryAids, table: Any, batch: Rollout, ent_coef: Tensor
 ) -> dict[str, Tensor]:
     """One gradient step of PPO on T steps of B environments -> its losses, each a number."""
     frames, obs = table.distinct_frames(batch.obs, policy.fixed_shapes)
     output, _ = policy.act(F.embedding(obs, policy.encoder(frames)), batch.state, batch.episode_start)
-    judged = batch, advantage, returns, ent_coef
-    loss, losses, logratio = ppo_loss(args, policy, output.logits, output.value, *judged)
+    loss, losses, logratio = ppo_loss(args, policy, output.logits, output.value, batch, ent_coef)
     if output.alone and args.alone_coef > 0:  # PALMER's two memories, each as if there were no other
-        alone = [ppo_loss(args, policy, *policy.answer(m), *judged, most=ALONE_RATIO)[0] for m in output.alone]
+        alone = [ppo_loss(args, policy, *policy.answer(m), batch, ent_coef, ALONE_RATIO)[0] for m in output.alone]
         losses["alone_loss"] = torch.stack(alone).mean()
         loss = loss + args.alone_coef * (1 - args.gamma) * losses["alone_loss"]
     for name, (aid_loss, coefficient) in aids.losses(policy, output.memory, batch).items():
@@ -357,6 +312,27 @@ def minibatch_step(
     return {name: value.detach() for name, value in losses.items()}
 
 
+def ppo_loss(
+    args: Args, policy: MemoryPolicy, logits: Tensor, value: Tensor, batch: Rollout, ent_coef: Tensor, most: float = 0
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """PPO's loss of answers to T steps of B environments -> it, its parts, log of the probability ratios (T, B).
+
+    most: largest ratio that counts, unless 0 (dual clip, Ye et al. 2020, https://arxiv.org/abs/1912.09729).
+    """
+    distribution = policy.distribution(logits)
+    logratio = distribution.log_prob(batch.action) - batch.logprob
+    ratio = (logratio.clamp(max=math.log(most)) if most else logratio).exp()
+    clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+    policy_loss = torch.max(-batch.advantage * ratio, -batch.advantage * clipped).mean()
+    value_error = (value - batch.returns) ** 2
+    if args.clip_vloss:
+        near = batch.value + (value - batch.value).clamp(-args.clip_coef, args.clip_coef)
+        value_error = torch.max(value_error, (near - batch.returns) ** 2)
+    value_loss, entropy = 0.5 * value_error.mean(), distribution.entropy().mean()
+    losses = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+    return policy_loss + args.vf_coef * value_loss - ent_coef * entropy, losses, logratio
+
+
 def annealed(start: float, end: float | None, progress: float) -> float:
     """Linear from `start` to `end` as `progress` goes from 0 to 1; constant where no end is given."""
     return start if end is None else start + (end - start) * min(progress, 1.0)
@@ -365,9 +341,8 @@ def annealed(start: float, end: float | None, progress: float) -> float:
 def entropy_coefficient(args: Args, progress: float, solved: float) -> float:
     """After `progress` (0 to 1) of the run, with a share `solved` of the recent episodes solved.
 
-    Chance is cheap for who knows the answer, and who is sure while a tenth of the episodes fail learns no more: it
-    rises to `solved_ent_coef` between 90% and 100% solved, and falls again over the last two fifths of the run, where
-    the ways that were found are to be walked without detours.
+    Chance is cheap for who knows the answer, and who is sure while a tenth of the episodes fail learns no more: up to
+    `solved_ent_coef` between 90% and 100% solved, and down again over the last two fifths, to walk without detours.
     """
     coefficient = annealed(args.ent_coef, args.final_ent_coef, progress)
     if args.solved_ent_coef is None:

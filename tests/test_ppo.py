@@ -187,9 +187,8 @@ def loss_of(script, ratio, advantage, **given):
     batch = batch.select(torch.tensor([0]))
     logits = torch.zeros(5, 1, 3, requires_grad=True)
     batch = batch._replace(logprob=torch.full((5, 1), -math.log(3 * ratio)))
-    filled = [torch.full((5, 1), float(number)) for number in (advantage, 0)]
-    value, ent_coef = torch.zeros(5, 1), torch.zeros(())
-    _, losses, logratio = script.ppo_loss(args, policy, logits, value, batch, *filled, ent_coef, **given)
+    batch = batch._replace(advantage=torch.full((5, 1), float(advantage)), returns=torch.zeros(5, 1))
+    _, losses, logratio = script.ppo_loss(args, policy, logits, torch.zeros(5, 1), batch, torch.zeros(()), **given)
     assert logratio.exp().allclose(torch.tensor(float(ratio)))
     losses["policy_loss"].backward()
     return losses["policy_loss"].item(), logits.grad.gather(-1, batch.action[..., None]).sum().item()
