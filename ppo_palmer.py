@@ -36,7 +36,7 @@ from tasks import Step, TaskArgs, make_envs
 from tasks.observations import Encodings
 
 LEAST_SPREAD = 0.02  # of advantages to normalise by; below it they are noise
-ALONE_RATIO = 3.0  # that counts at most where what answers did not act, and may hold a bad action for a likely one
+ALONE_RATIO = 3.0  # largest that counts of answers that did not act, to which a bad action may be far likelier
 
 
 @dataclass
@@ -178,8 +178,8 @@ class Rollout(NamedTuple):
     gate: Tensor | None  # (T, N, D), 1 = Transformer, 0 = LSTM
     features: Encodings  # of all observations above, by number, as the policy that acted encoded them
     seen: Tensor | None = None  # (T, N, C) bool, what the episode has shown
-    advantage: Tensor | None = None
-    returns: Tensor | None = None
+    advantage: Tensor | None = None  # as `update` normalises it
+    returns: Tensor | None = None  # what values are to be
 
     def select(self, env: Tensor) -> "Rollout":
         """The steps of the environments `env` (B,) alone."""
