@@ -568,16 +568,15 @@ class TransformerMemory(nn.Module):
 class AdaptiveGate(nn.Module):
     """Blends two memories element by element:
 
-        g = floor + (1 - floor) sigmoid(W_g [h^T ; h^L] + b_g)
+        g = sigmoid(W_g [h^T ; h^L] + b_g)
         z = g * h^T + (1 - g) * h^L
 
-    `floor` is the least share of the Transformer, smooth (a clamp would have no gradient below it).
     `fixed` holds the gate at that value instead of learning it.
     """
 
-    def __init__(self, width: int, floor: float = 0.0, fixed: float | None = None):
+    def __init__(self, width: int, fixed: float | None = None):
         super().__init__()
-        self.floor, self.fixed = floor, fixed
+        self.fixed = fixed
         self.linear = layer_init(nn.Linear(2 * width, width), 0.1) if fixed is None else None
 
     def forward(self, h_transformer: Tensor, h_lstm: Tensor) -> tuple[Tensor, Tensor]:
@@ -586,7 +585,6 @@ class AdaptiveGate(nn.Module):
             gate = torch.full_like(h_transformer, self.fixed)
         else:
             gate = torch.sigmoid(self.linear(torch.cat((h_transformer, h_lstm), -1)))
-            gate = self.floor + (1 - self.floor) * gate
         return torch.lerp(h_lstm, h_transformer, gate), gate
 
 
@@ -798,7 +796,6 @@ class PalmerPolicy(MemoryPolicy):
         trxl_heads: Heads,
         trxl_ff_mult: FFMult,
         memory_length: MemoryLength,
-        gate_floor: Annotated[float, Range(0, 1)],
         fixed_gate: Annotated[float | None, Range(0, 1)],
         width: Width,
         **shared: Any,
@@ -806,7 +803,7 @@ class PalmerPolicy(MemoryPolicy):
         super().__init__(observation_space, action_space, width=width, **shared)
         self.lstm = LSTMMemory(width, lstm_layers)
         self.transformer = TransformerMemory(width, trxl_layers, trxl_heads, memory_length, trxl_ff_mult * width)
-        self.gate = AdaptiveGate(width, gate_floor, fixed_gate)
+        self.gate = AdaptiveGate(width, fixed_gate)
 
     def initial_state(self, batch: int) -> MemoryState:
         return empty_state(self, batch, self.lstm, self.transformer)

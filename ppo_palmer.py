@@ -108,15 +108,13 @@ class Args(PPOArgs):
     """width of the Transformer's feed-forward layers, in multiples of D"""
     memory_length: Annotated[int, Range(1, 65_536)] = 64
     """M, steps the Transformer sees, the present one included"""
-    gate_floor: Annotated[float, Range(0, 1)] = 0.0
-    """least share of the Transformer in the gate"""
     fixed_gate: Annotated[float | None, Range(0, 1)] = None
     """hold the gate at this value instead of learning it"""
     alone_coef: Annotated[float, Range(0, 1000)] = 1.0
     """coefficient, times 1 - gamma, of PPO's loss of answers from one memory alone, mean of both (0: off)"""
 
 
-REPORT = dict(lstm_layers=3, trxl_layers=3, trxl_ff_mult=1, memory_length=119, gate_floor=0.2, alone_coef=0.0)
+REPORT = dict(lstm_layers=3, trxl_layers=3, trxl_ff_mult=1, memory_length=119, alone_coef=0.0)
 
 
 # ------------------------------------------------------------------ from here on the three scripts are the same again

@@ -91,7 +91,7 @@ if [[ $part == generalise ]]; then
     shopt -s nullglob # a pattern that no file fits is none
     agents=(runs/main/*S17Random*/checkpoint.pt)
     # The ablations that solve S17Random, if they were run: do they differ where the maze is new?
-    ablated=(runs/ablations/{fixed_gate,gate_floor}/*S17Random*/checkpoint.pt)
+    ablated=(runs/ablations/{fixed_gate,no_alone}/*S17Random*/checkpoint.pt)
     check_agents "${agents[@]}"
     ((${#ablated[@]} == 0)) || check_agents "${ablated[@]}"
 fi
@@ -114,7 +114,6 @@ ablations)
     sweep no_alone --alone-coef 0
     sweep plain_ppo --age-coef 0 --recall-coef 0 --visit-bonus 0 --alone-coef 0
     sweep fixed_gate --fixed-gate 0.5
-    sweep gate_floor --gate-floor 0.2
     ;;
 original)
     for algo in $ALGOS; do
@@ -135,7 +134,7 @@ generalise)
     mkdir -p results/generalise
     export OMP_NUM_THREADS=1
     generalise runs "${agents[@]}"
-    for experiment in fixed_gate gate_floor; do
+    for experiment in fixed_gate no_alone; do
         checkpoints=(runs/ablations/"$experiment"/*S17Random*/checkpoint.pt)
         if ((${#checkpoints[@]} > 0)); then
             generalise $experiment "${checkpoints[@]}"

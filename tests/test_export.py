@@ -39,7 +39,7 @@ def session_of(model):
 CASES = [("palmer", "pixels", {}, 500), ("lstm", "popgym", {}, 500), ("trxl", "last step", {}, 500)]
 CASES += [("palmer", name, {}, 40) for name in ("cells", "missions", "continuous")]
 CASES += [
-    ("palmer", "last step", {"gate_floor": 0.2}, 40),
+    ("palmer", "last step", {"trxl_heads": 2}, 40),
     ("palmer", "pixels", {"fixed_gate": 0.5, "cnn": "nature"}, 40),
     ("trxl", "cells", {"memory_length": 1}, 40),
     ("lstm", "missions", {"forget": True}, 40),

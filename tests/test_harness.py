@@ -266,11 +266,11 @@ def test_resume_refuses_a_run_without_a_checkpoint(tmp_path):
 def test_resume_refuses_another_scripts_run(tmp_path):
     @dataclass
     class OtherArgs(Args):
-        gate_floor: float = 0.2
+        memory_length: int = 64
 
     checkpoint = stored_run(tmp_path / "run")
     write_json(tmp_path / "run" / "config.json", {"algo": "palmer", "args": dataclasses.asdict(OtherArgs())})
-    with pytest.raises(InputError, match="--resume .*'palmer'.*gate_floor"):
+    with pytest.raises(InputError, match="--resume .*'palmer'.*memory_length"):
         resume_args(Args(resume=str(tmp_path / "run")))
     with pytest.raises(InputError, match="--resume .*'palmer', not of 'lstm'"):
         RunFolder(tmp_path / "run", Args(), "lstm", checkpoint["log_sizes"])

@@ -391,7 +391,7 @@ def test_what_two_agents_have_in_common_stands_in_both_blocks_alike():
 
 
 def test_the_three_scripts_share_their_flags_defaults_and_presets():
-    own = {"lstm_layers", "gate_floor", "fixed_gate", "memory_length", "alone_coef"}
+    own = {"lstm_layers", "fixed_gate", "memory_length", "alone_coef"}
     own |= {"trxl_layers", "trxl_heads", "trxl_ff_mult"}
     palmer = {field.name: field.default for field in dataclasses.fields(ppo_palmer.Args)}
     for script in SCRIPTS:
