@@ -104,10 +104,10 @@ def with_scores(runs: pd.DataFrame) -> pd.DataFrame:
     return runs
 
 
-def complete(runs: pd.DataFrame, agents: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Scores (seeds, tasks) of each of the agents, of the tasks and seeds that all of them have; {} where few are."""
+def complete(runs: pd.DataFrame, agents: tuple[str, ...], column: str = "score") -> dict[str, np.ndarray]:
+    """A column (seeds, tasks) of each of the agents, of tasks and seeds that all of them have; {} where few are."""
     table = runs[runs["agent"].isin(agents)]
-    table = table.pivot_table(index=["seed", "task"], columns="agent", values="score").reindex(columns=list(agents))
+    table = table.pivot_table(index=["seed", "task"], columns="agent", values=column).reindex(columns=list(agents))
     table = table.dropna().reset_index()
     seeds = table.groupby("task")["seed"].agg(frozenset)
     whole = [task for task in TASKS if task in seeds.index and len(seeds[task]) >= LEAST_SEEDS]
@@ -183,15 +183,25 @@ def reached(curves: pd.DataFrame) -> pd.Series:
     return curves.assign(step=step).groupby(["experiment", "seed"])["step"].min()
 
 
+def with_soon(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """The runs with the column soon: budgets after which training first was at its task's goal, 2 if never.
+
+    None where greedy actions count, which are not those of training.
+    """
+    first = reached(curves)
+    steps = [first.get((row["experiment"], row["seed"]), np.inf) for _, row in runs.iterrows()]
+    budgets = (steps / runs["task"].map({name: task.steps for name, task in TASKS.items()})).clip(upper=2)
+    tells = [TASKS[name].measure == TASKS[name].tells for name in runs["task"]]
+    return runs.assign(soon=budgets.where(tells))
+
+
 def parts_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
     """PALMER without one part of its recipe, on the tasks for which that was asked: medians, the worst in brackets.
 
-    Unchanged is sooner: how probably a run with nothing changed comes to the goal first, ties half; not where greedy
-    actions count, which are not those of training.
+    Unchanged is sooner: how probably a run with nothing changed comes to the goal first, ties half.
     """
     rows = [["task", "without", "runs at the goal", "measured", "steps to the goal", "length", "unchanged is sooner"]]
-    first = reached(curves)
-    runs = runs.assign(soon=[first.get((row["experiment"], row["seed"]), np.inf) for _, row in runs.iterrows()])
+    runs = with_soon(runs, curves)
     for name, task in TASKS.items():
         here = runs[runs["task"] == name]
         if not (set(here["agent"]) & set(PARTS)) - {"palmer"}:
@@ -204,12 +214,9 @@ def parts_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
             measured, sooner = ours["measured"], ""
             trained = task.measure == task.tells
             if agent != "palmer" and min(len(ours), len(whole)) >= LEAST_SEEDS and trained:
-                # A run that never gets there counts as two budgets, as what is compared must be finite.
-                late = {"x": [r["soon"].clip(upper=2 * task.steps).to_numpy()[:, None] for r in (ours, whole)]}
-                better, bounds = interval(metrics.probability_of_improvement, late)
-                low, high = bounds["x"].ravel()
-                sooner = f"{float(better['x']):.2f} ({low:.2f} to {high:.2f})"
-            usual, latest = median(ours["soon"]) / 1e6, ours["soon"].max() / 1e6
+                sooner = probably(*(these["soon"].to_numpy()[:, None] for these in (ours, whole)))
+            millions = ours["soon"].replace(2, np.inf) * task.steps / 1e6
+            usual, latest = median(millions), millions.max()
             cells = [f"{(measured >= task.goal).sum()} of {len(ours)}"]
             cells.append(f"{digits(task, measured.median())} ({digits(task, measured.min())})")
             cells.append(f"{number(usual, '{:.2f}M')} ({number(latest, '{:.2f}M')})" if trained else "")
@@ -217,13 +224,14 @@ def parts_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
-def card_aggregates_table(runs: pd.DataFrame) -> list[list[str]]:
+def card_aggregates_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
     """Each agent beside PALMER on the tasks and seeds that both have: interquartile means of the scores, and how
-    probably a run of PALMER is better, with 95% bootstrap intervals.
+    probably a run of PALMER is better, or in training sooner at the goal, with 95% bootstrap intervals.
 
     Scores that differ by less than a thousandth are ties: 1,000 episodes tell no more.
     """
-    rows = [["", "tasks", "interquartile mean of scores", "PALMER's on the same", "PALMER better"]]
+    rows = [["", "tasks", "interquartile mean of scores", "PALMER's on the same", "PALMER better", "PALMER sooner"]]
+    runs = with_soon(runs, curves)
     for agent in AGENTS:
         scores = complete(runs, BASELINES if agent == "palmer" else ("palmer", agent))
         if not scores:
@@ -233,14 +241,21 @@ def card_aggregates_table(runs: pd.DataFrame) -> list[list[str]]:
         for which in scores:
             low, high = bounds[which].ravel()
             means[which] = f"{iqm[which][0]:.3f} ({low:.3f} to {high:.3f})"
-        row = [LABELS[agent], str(scores["palmer"].shape[1]), means[agent], "", ""]
+        row = [LABELS[agent], str(scores["palmer"].shape[1]), means[agent], "", "", ""]
         if agent != "palmer":
-            pair = {agent: (scores["palmer"].round(3), scores[agent].round(3))}
-            better, bounds = interval(metrics.probability_of_improvement, pair)
-            low, high = bounds[agent].ravel()
-            row[3:] = means["palmer"], f"{float(better[agent]):.2f} ({low:.2f} to {high:.2f})"
+            late = complete(runs, ("palmer", agent), "soon")
+            row[3] = means["palmer"]
+            row[4] = probably(scores["palmer"].round(3), scores[agent].round(3))
+            row[5] = probably(late[agent], late["palmer"]) if late else ""
         rows.append(row)
     return rows
+
+
+def probably(larger: np.ndarray, smaller: np.ndarray) -> str:
+    """How probably one of the first (seeds, tasks) is larger than one of the others on a task drawn at random."""
+    better, bounds = interval(metrics.probability_of_improvement, {"": (larger, smaller)})
+    low, high = bounds[""].ravel()
+    return f"{float(better['']):.2f} ({low:.2f} to {high:.2f})"
 
 
 def card_differences_table(runs: pd.DataFrame) -> list[list[str]]:
@@ -385,6 +400,6 @@ def main() -> None:
         replace_table("lengths", markdown(lengths_table(lengths)))
     plot_card_curves(curves)
     replace_table("card differences", markdown(card_differences_table(runs)))
-    replace_table("card aggregates", markdown(card_aggregates_table(runs)))
+    replace_table("card aggregates", markdown(card_aggregates_table(runs, curves)))
     if scores := complete(runs, BASELINES):
         plot_card_profiles(scores)

@@ -123,7 +123,7 @@ def test_aggregates_know_who_is_better():
     runs = card()
     few = (runs["agent"] == "palmer_no_age") & (runs["seed"] > 11)
     other = (runs["agent"] == "palmer_no_alone") & (runs["task"] == "pendulum")
-    head, *table = plot_scorecard.card_aggregates_table(runs[~few & ~other])
+    head, *table = plot_scorecard.card_aggregates_table(runs[~few & ~other], trained({}))
     by_name = {row[0]: dict(zip(head, row, strict=True)) for row in table}
     assert list(by_name) == [plot_scorecard.LABELS[agent] for agent in AGENTS if agent != "palmer_no_age"]
     assert [row["tasks"] for row in by_name.values()] == ["3", "2", "3", "3", "3"]
@@ -132,7 +132,19 @@ def test_aggregates_know_who_is_better():
     assert all(row["PALMER better"].startswith("1.00") for name, row in by_name.items() if name != "PALMER")
     ours = [float(row["PALMER's on the same"].split()[0]) for name, row in by_name.items() if name != "PALMER"]
     assert ours[1:] == [mean["PALMER"]] * 3 and ours[0] != mean["PALMER"], "without pendulum"
-    assert list(by_name["PALMER"].values())[3:] == ["", ""]
+    assert list(by_name["PALMER"].values())[3:] == ["", "", ""]
+
+
+def test_aggregates_know_who_is_sooner():
+    curves = trained(
+        {"palmer": (0.2, 0.96), "lstm": (0.2, 0.2), "trxl": (0.2, 0.96), "palmer_fixed_gate": (0.96, 0.96)}
+    )
+    table = plot_scorecard.card_aggregates_table(card(("repeat_previous_medium", "pendulum")), curves)
+    sooner = {row[0]: row[-1].split(" ")[0] for row in table[1:]}
+    assert sooner["PPO-LSTM"] == "1.00", "which never comes there"
+    assert sooner["PPO-TrXL"] == "0.50" and sooner["gate held at 0.5"] == "0.00" and sooner["PALMER"] == ""
+    greedy = plot_scorecard.card_aggregates_table(card(("pendulum",)), curves)
+    assert all(row[-1] == "" for row in greedy[1:]), "greedy actions are not those of training"
 
 
 def test_less_than_a_thousandth_is_a_tie():
@@ -140,7 +152,7 @@ def test_less_than_a_thousandth_is_a_tie():
     ours = runs[runs["agent"] == "palmer"]["score"].to_numpy()
     for agent, less in (("palmer_fixed_gate", 1e-4), ("lstm", 2e-3)):
         runs.loc[runs["agent"] == agent, "score"] = ours.round(3) - less
-    better = {row[0]: row[4] for row in plot_scorecard.card_aggregates_table(runs)[1:]}
+    better = {row[0]: row[4] for row in plot_scorecard.card_aggregates_table(runs, trained({}))[1:]}
     assert better["gate held at 0.5"].startswith("0.50 ") and better["PPO-LSTM"].startswith("1.00 ")
 
 
