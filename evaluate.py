@@ -44,6 +44,7 @@ SEED_BLOCK, SEED_BLOCKS = 1_000_000, 1000  # episodes of one evaluation seed; se
 PARALLEL = 64  # episodes at once
 UNLIMITED_STEPS = 1000  # where an environment has no time limit, an evaluated episode is cut here
 FILMED_EPISODES = 5
+TAKEN_OUT = {"gate_floor": Annotated[float, Range(0, 0)]}  # of earlier versions: the one value that is as none here
 
 
 @dataclass
@@ -352,7 +353,7 @@ def check_settings(algo: str, settings: dict[str, Any], where: str) -> TaskArgs:
 
     Those that only training reads may be anything. Raises InputError that begins with `where`.
     """
-    hints = setting_hints(algo) | {"seed": get_type_hints(Args, include_extras=True)["seed"]}
+    hints = setting_hints(algo) | TAKEN_OUT | {"seed": get_type_hints(Args, include_extras=True)["seed"]}
     try:
         for name in hints.keys() & settings.keys():
             check_value(name, settings[name], hints[name])

@@ -311,6 +311,18 @@ def test_the_other_memory_keeps_all(tmp_path):
     assert len(set(returns)) == 3
 
 
+def test_an_agent_whose_gate_had_a_floor_is_not_played_without_it(tmp_path):
+    """Earlier versions had --gate-floor."""
+    file = tmp_path / "earlier.pt"
+    save_agent(file, "palmer", **TASKS["continuous"])
+    checkpoint = load_checkpoint(file)
+    save_checkpoint(file, checkpoint | {"args": checkpoint["args"] | {"gate_floor": 0.0}})
+    evaluate.load_policy(file)
+    save_checkpoint(file, checkpoint | {"args": checkpoint["args"] | {"gate_floor": 0.2}})
+    with pytest.raises(InputError, match="earlier.pt: holds --gate-floor 0.2: must be from 0 to 0"):
+        evaluate.load_policy(file)
+
+
 def test_a_memory_answers_alone_as_if_the_gate_were_held_there(tmp_path):
     learned, held = tmp_path / "learned.pt", tmp_path / "held.pt"
     save_agent(learned, "palmer", **TASKS["continuous"])
