@@ -131,13 +131,13 @@ def steps(count: int) -> str:
     return f"{count / 1e6:g}M" if count >= 1e6 else f"{count / 1e3:g}k"
 
 
-def card_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
+def card_table(runs: pd.DataFrame) -> list[list[str]]:
     """A row for each task: median (least) over seeds of each agent, whether PALMER's median reaches the goal, and the
     median of the steps after which its training first did (greedy actions are not those of training)."""
     agents = with_runs(runs)
     rows = [["task", "steps", "seeds", "chance", "published", "goal", *(LABELS[agent] for agent in agents)]]
     rows[0] += ["met", "after"]
-    chance, first = chances(), reached(curves)
+    chance = chances()
     for name, task in TASKS.items():
         here = runs[runs["task"] == name]
         if not len(here):
@@ -150,8 +150,7 @@ def card_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
         ours = here[here["agent"] == "palmer"]
         seeds = "" if not len(ours) else str(len(ours))
         met = "" if not len(ours) else "yes" if ours["measured"].median() >= task.goal else "no"
-        soon = pd.Series([first.get((f"{name}/palmer", seed), np.inf) for seed in ours["seed"]], dtype=float)
-        after = number(median(soon) / 1e6, "{:.2f}M") if len(ours) and task.measure == task.tells else ""
+        after = millions(median(ours["soon"]), task) if ours["soon"].notna().any() else ""
         about = [steps(task.steps), seeds, digits(task, chance[name]), task.published or "none"]
         rows.append([NAMES[name], *about, digits(task, task.goal), *cells, met, after])
     return rows
@@ -175,33 +174,30 @@ def short_table(runs: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
-def reached(curves: pd.DataFrame) -> pd.Series:
-    """Steps after which a run's training first was at its task's goal, inf if never, by experiment and seed."""
-    goal = curves["experiment"].str.split("/").str[0].map({name: task.goal for name, task in TASKS.items()})
-    value = curves["success"].fillna(curves["return"])
-    step = curves["step"].astype(float).where(value >= goal, np.inf)
-    return curves.assign(step=step).groupby(["experiment", "seed"])["step"].min()
-
-
 def with_soon(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """The runs with the column soon: budgets after which training first was at its task's goal, 2 if never.
+    """The runs with the column soon: budgets after which training first was at its task's goal, inf if never.
 
     None where greedy actions count, which are not those of training.
     """
-    first = reached(curves)
-    steps = [first.get((row["experiment"], row["seed"]), np.inf) for _, row in runs.iterrows()]
-    budgets = (steps / runs["task"].map({name: task.steps for name, task in TASKS.items()})).clip(upper=2)
-    tells = [TASKS[name].measure == TASKS[name].tells for name in runs["task"]]
-    return runs.assign(soon=budgets.where(tells))
+    goal = curves["experiment"].str.split("/").str[0].map({name: task.goal for name, task in TASKS.items()})
+    there = curves[curves["success"].fillna(curves["return"]) >= goal]
+    first = there.groupby(["experiment", "seed"])["step"].min()
+    rows = zip(runs["experiment"], runs["seed"], runs["task"], strict=True)
+    soon = [first.get((run, seed), np.inf) / TASKS[task].steps for run, seed, task in rows]
+    tells = [TASKS[task].measure == TASKS[task].tells for task in runs["task"]]
+    return runs.assign(soon=pd.Series(soon, runs.index, dtype=float).where(tells))
 
 
-def parts_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
+def millions(budgets: float, task: Task) -> str:
+    return number(budgets * task.steps / 1e6, "{:.2f}M")
+
+
+def parts_table(runs: pd.DataFrame) -> list[list[str]]:
     """PALMER without one part of its recipe, on the tasks for which that was asked: medians, the worst in brackets.
 
     Unchanged is sooner: how probably a run with nothing changed comes to the goal first, ties half.
     """
     rows = [["task", "without", "runs at the goal", "measured", "steps to the goal", "length", "unchanged is sooner"]]
-    runs = with_soon(runs, curves)
     for name, task in TASKS.items():
         here = runs[runs["task"] == name]
         if not (set(here["agent"]) & set(PARTS)) - {"palmer"}:
@@ -215,23 +211,21 @@ def parts_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
             trained = task.measure == task.tells
             if agent != "palmer" and min(len(ours), len(whole)) >= LEAST_SEEDS and trained:
                 sooner = probably(*(these["soon"].to_numpy()[:, None] for these in (ours, whole)))
-            millions = ours["soon"].replace(2, np.inf) * task.steps / 1e6
-            usual, latest = median(millions), millions.max()
+            usual, latest = (millions(budgets, task) for budgets in (median(ours["soon"]), ours["soon"].max()))
             cells = [f"{(measured >= task.goal).sum()} of {len(ours)}"]
             cells.append(f"{digits(task, measured.median())} ({digits(task, measured.min())})")
-            cells.append(f"{number(usual, '{:.2f}M')} ({number(latest, '{:.2f}M')})" if trained else "")
+            cells.append(f"{usual} ({latest})" if trained else "")
             rows.append([NAMES[name], label, *cells, f"{ours['length'].median():.1f}", sooner])
     return rows
 
 
-def card_aggregates_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
+def card_aggregates_table(runs: pd.DataFrame) -> list[list[str]]:
     """Each agent beside PALMER on the tasks and seeds that both have: interquartile means of the scores, and how
     probably a run of PALMER is better, or in training sooner at the goal, with 95% bootstrap intervals.
 
     Scores that differ by less than a thousandth are ties: 1,000 episodes tell no more.
     """
     rows = [["", "tasks", "interquartile mean of scores", "PALMER's on the same", "PALMER better", "PALMER sooner"]]
-    runs = with_soon(runs, curves)
     for agent in AGENTS:
         scores = complete(runs, BASELINES if agent == "palmer" else ("palmer", agent))
         if not scores:
@@ -252,7 +246,11 @@ def card_aggregates_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list
 
 
 def probably(larger: np.ndarray, smaller: np.ndarray) -> str:
-    """How probably one of the first (seeds, tasks) is larger than one of the others on a task drawn at random."""
+    """How probably one of the first (seeds, tasks) is larger than one of the others on a task drawn at random.
+
+    Of scores, or of budgets, where never counts as two: what is compared has to be finite.
+    """
+    larger, smaller = np.minimum(larger, 2), np.minimum(smaller, 2)
     better, bounds = interval(metrics.probability_of_improvement, {"": (larger, smaller)})
     low, high = bounds[""].ravel()
     return f"{float(better['']):.2f} ({low:.2f} to {high:.2f})"
@@ -386,11 +384,11 @@ def main() -> None:
     runs = read("scorecard", "runs")
     if runs is None:
         return
-    runs = with_scores(runs)
     curves = read("scorecard", "curves")
-    replace_table("card", markdown(card_table(runs, curves)))
+    runs = with_soon(with_scores(runs), curves)
+    replace_table("card", markdown(card_table(runs)))
     replace_table("card in short", markdown(short_table(runs)))
-    replace_table("parts", markdown(parts_table(runs, curves)))
+    replace_table("parts", markdown(parts_table(runs)))
     cuts, gates, ages, lengths = (read("scorecard", name) for name in ("cuts", "gates", "ages", "lengths"))
     if cuts is not None and gates is not None:
         replace_table("why", markdown(why_table(cuts, gates)))
@@ -400,6 +398,6 @@ def main() -> None:
         replace_table("lengths", markdown(lengths_table(lengths)))
     plot_card_curves(curves)
     replace_table("card differences", markdown(card_differences_table(runs)))
-    replace_table("card aggregates", markdown(card_aggregates_table(runs, curves)))
+    replace_table("card aggregates", markdown(card_aggregates_table(runs)))
     if scores := complete(runs, BASELINES):
         plot_card_profiles(scores)

@@ -10,6 +10,7 @@ import pytest
 
 from harness.input_error import InputError
 from study import figures, measure_chance, plot_scorecard
+from study.plot_scorecard import with_soon
 from study.scorecard import ABLATIONS, AGENTS, TASKS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -74,7 +75,7 @@ def test_a_score_lies_between_chance_and_the_best_possible():
 
 
 def test_the_card_gives_medians_and_says_whether_the_goal_is_met():
-    table = plot_scorecard.card_table(card(), trained({"palmer": (0.2, 0.96, 0.99)}))
+    table = plot_scorecard.card_table(with_soon(card(), trained({"palmer": (0.2, 0.96, 0.99)})))
     by_task = {row[0]: dict(zip(table[0], row, strict=True)) for row in table[1:]}
     medium, pendulum = by_task["RepeatPreviousMedium"], by_task["Pendulum without velocities"]
     assert (medium["steps"], medium["seeds"], medium["chance"], medium["goal"]) == ("600k", "3", "-0.500", "0.950")
@@ -84,13 +85,13 @@ def test_the_card_gives_medians_and_says_whether_the_goal_is_met():
     assert pendulum["PALMER"] == "-257 (-257)" and pendulum["steps"] == "300k" and pendulum["met"] == "no"
     assert by_task["parity of up to 25 bits"]["met"] == "no" and len(by_task) == 3
     solved = card(("parity_25",)).assign(measured=1.0)
-    assert plot_scorecard.card_table(solved, trained({}))[1][-2:] == ["yes", "never"]
+    assert plot_scorecard.card_table(with_soon(solved, trained({})))[1][-2:] == ["yes", "never"]
 
 
 def test_an_agent_without_a_run_has_an_empty_cell():
     runs = card(("parity_25", "pendulum"))
     lacking = (runs["agent"] == "palmer") & (runs["task"] == "parity_25")
-    head, _, row = plot_scorecard.card_table(runs[(runs["agent"] != "trxl") & ~lacking], trained({}))
+    head, _, row = plot_scorecard.card_table(with_soon(runs[(runs["agent"] != "trxl") & ~lacking], trained({})))
     assert head[6:-2] == [plot_scorecard.LABELS[agent] for agent in AGENTS if agent != "trxl"], "no empty column"
     assert row[2] == row[6] == "" and row[-2:] == ["", ""] and all(row[7:-2])
 
@@ -123,7 +124,7 @@ def test_aggregates_know_who_is_better():
     runs = card()
     few = (runs["agent"] == "palmer_no_age") & (runs["seed"] > 11)
     other = (runs["agent"] == "palmer_no_alone") & (runs["task"] == "pendulum")
-    head, *table = plot_scorecard.card_aggregates_table(runs[~few & ~other], trained({}))
+    head, *table = plot_scorecard.card_aggregates_table(with_soon(runs[~few & ~other], trained({})))
     by_name = {row[0]: dict(zip(head, row, strict=True)) for row in table}
     assert list(by_name) == [plot_scorecard.LABELS[agent] for agent in AGENTS if agent != "palmer_no_age"]
     assert [row["tasks"] for row in by_name.values()] == ["3", "2", "3", "3", "3"]
@@ -139,11 +140,11 @@ def test_aggregates_know_who_is_sooner():
     curves = trained(
         {"palmer": (0.2, 0.96), "lstm": (0.2, 0.2), "trxl": (0.2, 0.96), "palmer_fixed_gate": (0.96, 0.96)}
     )
-    table = plot_scorecard.card_aggregates_table(card(("repeat_previous_medium", "pendulum")), curves)
+    table = plot_scorecard.card_aggregates_table(with_soon(card(("repeat_previous_medium", "pendulum")), curves))
     sooner = {row[0]: row[-1].split(" ")[0] for row in table[1:]}
     assert sooner["PPO-LSTM"] == "1.00", "which never comes there"
     assert sooner["PPO-TrXL"] == "0.50" and sooner["gate held at 0.5"] == "0.00" and sooner["PALMER"] == ""
-    greedy = plot_scorecard.card_aggregates_table(card(("pendulum",)), curves)
+    greedy = plot_scorecard.card_aggregates_table(with_soon(card(("pendulum",)), curves))
     assert all(row[-1] == "" for row in greedy[1:]), "greedy actions are not those of training"
 
 
@@ -152,7 +153,7 @@ def test_less_than_a_thousandth_is_a_tie():
     ours = runs[runs["agent"] == "palmer"]["score"].to_numpy()
     for agent, less in (("palmer_fixed_gate", 1e-4), ("lstm", 2e-3)):
         runs.loc[runs["agent"] == agent, "score"] = ours.round(3) - less
-    better = {row[0]: row[4] for row in plot_scorecard.card_aggregates_table(runs, trained({}))[1:]}
+    better = {row[0]: row[4] for row in plot_scorecard.card_aggregates_table(with_soon(runs, trained({})))[1:]}
     assert better["gate held at 0.5"].startswith("0.50 ") and better["PPO-LSTM"].startswith("1.00 ")
 
 
@@ -192,14 +193,15 @@ def test_parts_are_compared_by_when_the_goal_is_reached(monkeypatch):
     )
     parts = runs["agent"].isin(["palmer_no_age", "palmer_no_alone", "palmer_fixed_gate"])
     ablated = pd.concat([runs[(runs["task"] != "pendulum") | ~parts], ablated])
-    assert all(row[6] == "" for row in plot_scorecard.parts_table(ablated, curves)[1:]), "two seeds tell nothing"
+    table = plot_scorecard.parts_table(with_soon(ablated, curves))
+    assert all(row[6] == "" for row in table[1:]), "two seeds tell nothing"
     monkeypatch.setattr(plot_scorecard, "LEAST_SEEDS", 2)
-    table = plot_scorecard.parts_table(ablated, curves)
+    table = plot_scorecard.parts_table(with_soon(ablated, curves))
     assert [row[:2] for row in table[1:]] == [
         ["parity of up to 25 bits", plot_scorecard.PARTS[agent]]
         for agent in ("palmer", "palmer_no_age", "palmer_no_alone", "no_fading", "palmer_fixed_gate")
     ], "pendulum has no ablation"
-    (greedy,) = [row for row in plot_scorecard.parts_table(runs, curves) if row[1] == "recall by age"][:1]
+    (greedy,) = [row for row in plot_scorecard.parts_table(with_soon(runs, curves)) if row[1] == "recall by age"][:1]
     assert greedy[0] == "Pendulum without velocities" and greedy[4] == greedy[6] == ""
     assert table[1][2:] == ["0 of 2", "0.900 (0.900)", "0.03M (0.04M)", "20.0", ""]
     assert table[4][2:6] == ["1 of 2", "0.850 (0.700)", "never (never)", "22.0"]
