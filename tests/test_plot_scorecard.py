@@ -208,6 +208,26 @@ def test_parts_are_compared_by_when_the_goal_is_reached(monkeypatch):
     assert table[4][6].startswith("0.75 "), "20k before 30k and never, 40k before never but after 30k"
 
 
+def test_the_worth_of_a_part_is_told_over_all_tasks_that_lack_it():
+    runs = card(("s17random", "repeat_previous_medium", "pendulum"))
+    maze, order = runs["task"] == "s17random", runs["task"] == "repeat_previous_medium"
+    runs.loc[maze, "measured"] = 0.99
+    runs.loc[maze & (runs["agent"] == "palmer"), "length"] = 18.0
+    runs.loc[maze & (runs["agent"] == "palmer_no_alone") & (runs["seed"] == 12), "measured"] = 0.5
+    runs.loc[order & (runs["agent"] == "palmer"), "measured"] = 0.96
+    few = (runs["agent"] == "palmer_no_age") & (runs["seed"] == 11)
+    curves = trained({"palmer": (0.2, 0.96), "palmer_fixed_gate": (0.96, 0.96)})
+    head, *table = plot_scorecard.worth_table(with_soon(runs[~few], curves))
+    rows = {row[0]: dict(zip(head, row, strict=True)) for row in table}
+    assert list(rows) == ["memories taught alone", "learned gate (held at 0.5)"], "two seeds tell nothing"
+    held, alone = rows["learned gate (held at 0.5)"], rows["memories taught alone"]
+    assert (held["tasks"], held["seeds"], held["runs at the goal"]) == ("3", "3", "3 of 9")
+    assert held["of the unchanged"] == "6 of 9" and held["unchanged better"].startswith("1.00 ")
+    assert held["unchanged sooner"].startswith("0.25 "), "later on one, never on the maze, greedy actions do not count"
+    assert held["unchanged has shorter ways on mazes"].startswith("1.00 ")
+    assert alone["unchanged has shorter ways on mazes"] == "", "one of its runs guesses, which is short"
+
+
 def looks():
     """What measure_memory writes, of two seeds."""
     of = [{"task": "parity_25", "agent": "palmer", "seed": seed} for seed in (11, 12)]
