@@ -223,7 +223,7 @@ def test_the_worth_of_a_part_is_told_over_all_tasks_that_lack_it():
     held, alone = rows["learned gate (held at 0.5)"], rows["memories taught alone"]
     assert (held["tasks"], held["seeds"], held["runs at the goal"]) == ("3", "3", "3 of 9")
     assert held["of the unchanged"] == "6 of 9" and held["unchanged better"].startswith("1.00 ")
-    assert held["unchanged sooner"].startswith("0.25 "), "later on one, never on the maze, greedy actions do not count"
+    assert held["unchanged sooner"].startswith("0.25 "), "later on one, on the other never; greedy does not count"
     assert held["unchanged has shorter ways on mazes"].startswith("1.00 ")
     assert alone["unchanged has shorter ways on mazes"] == "", "one of its runs guesses, which is short"
 
