@@ -117,7 +117,7 @@ def put_in_double(policy: MemoryPolicy) -> None:
     """
     if hasattr(policy, "transformer"):
         for layer in policy.transformer.layers:
-            for name in ("norm_attention", "project", "norm_attended", "norm_ff", "ff"):
+            for name in ("norm_attention", "project", "norm_ff", "ff"):
                 setattr(layer, name, InDouble(getattr(layer, name)))
             layer.query_key_value = InDouble(layer.query_key_value, torch.float32)  # keys and values are state
         policy.transformer.norm = InDouble(policy.transformer.norm)

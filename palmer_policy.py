@@ -37,8 +37,6 @@ from tasks.observations import BUCKETS, GRID_VALUES, Frames, is_grid, picture_sc
 # Queries that attend at once: bounds the (queries x keys) attention matrix when segments are long.
 QUERY_BLOCK = 128
 PICTURES_AT_ONCE = 128  # that a CPU encodes
-# Of queries and keys at the start: untrained heads should differ in where they look, logits spread by 0.85, not 0.33.
-ATTENTION_SCALE = 1.6
 
 # What the settings of an agent may be stands beside them here too, so that a file's can be checked where there is no
 # training script; a test compares.
@@ -395,10 +393,7 @@ def episode_clock(clock: Tensor, episode_start: Tensor) -> tuple[Tensor, Tensor]
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm self-attention and feed-forward (Vaswani et al. 2017; Parisotto et al. 2019 on the norm's place).
-
-    What attention adds is normalised too (as in CogView, Ding et al. 2021).
-    """
+    """Pre-norm self-attention and feed-forward (Vaswani et al. 2017; Parisotto et al. 2019 on the norm's place)."""
 
     fixed_shapes = False  # see MemoryPolicy.fix_shapes
 
@@ -407,10 +402,7 @@ class TransformerLayer(nn.Module):
         self.heads = heads
         self.norm_attention = nn.LayerNorm(width)
         self.query_key_value = layer_init(nn.Linear(width, 3 * width), 1.0)
-        with torch.no_grad():
-            self.query_key_value.weight[: 2 * width] *= ATTENTION_SCALE
         self.project = layer_init(nn.Linear(width, width), 1.0)
-        self.norm_attended = nn.LayerNorm(width)
         self.norm_ff = nn.LayerNorm(width)
         self.ff = nn.Sequential(
             layer_init(nn.Linear(width, ff_width)), nn.ReLU(), layer_init(nn.Linear(ff_width, width), 1.0)
@@ -434,8 +426,7 @@ class TransformerLayer(nn.Module):
             for queries, keys, mask in blocks
         ]
         attended = attended[0] if len(attended) == 1 else torch.cat(attended, 2)
-        # An untrained attention averages over many steps, which leaves little of each: the norm makes up for it.
-        x = x + self.norm_attended(self.project(attended.permute(2, 0, 1, 3).reshape(T, B, D)))
+        x = x + self.project(attended.permute(2, 0, 1, 3).reshape(T, B, D))
         return x + self.ff(self.norm_ff(x)), cache
 
     def project_in(self, x: Tensor) -> tuple[Tensor, Tensor]:

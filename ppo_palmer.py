@@ -30,12 +30,11 @@ from harness.input_error import RunError
 from harness.processes import average_gradients, mean_over_processes
 from harness.return_scale import ReturnScale
 from harness.run import Run, RunArgs
-from memory_aids import Episodes, MemoryAidArgs, MemoryAids, fading
+from memory_aids import MemoryAidArgs, MemoryAids, fading
 from palmer_policy import MemoryPolicy, MemoryState, gate_metrics, make_policy
 from tasks import Step, TaskArgs, make_envs
 from tasks.observations import Encodings
 
-FINAL_ENT_COEF = 3e-4  # that an annealed entropy coefficient ends at
 LEAST_SPREAD = 0.02  # of advantages to normalise by; below it they are noise
 ALONE_RATIO = 3.0  # largest that counts of answers that did not act, to which a bad action may be far likelier
 
@@ -55,23 +54,19 @@ class PPOArgs(MemoryAidArgs, RunArgs, TaskArgs):
     learning_rate: Annotated[float, Range(0, 10, above=True)] = 1e-3
     """Adam's learning rate at the start"""
     anneal: bool = True
-    """bring the learning rate linearly to 0 over the run, and the entropy coefficient to 3e-4 where it is more"""
+    """bring learning rate and entropy coefficient linearly to 0 over the run"""
     gamma: Annotated[float, Range(0, 1)] = 0.985
     """discount factor"""
     gae_lambda: Annotated[float, Range(0, 1)] = 0.95
     """lambda of generalised advantage estimation"""
     norm_adv: bool = True
-    """divide the advantages of each rollout, and the entropy coefficient with them, by their standard deviation"""
+    """normalise the advantages of each rollout by their mean and standard deviation"""
     clip_coef: Annotated[float, Range(0, 1000, above=True)] = 0.2
     """PPO's clipping range of the probability ratio"""
     clip_vloss: bool = False
     """clip the value loss by the same range"""
-    ent_coef: Annotated[float, Range(0, 1000)] = 2e-3
-    """entropy coefficient at the start, in units of the largest discounted return: a nat more of entropy is worth so
-    much of it. With CleanRL's 0.01 of normalised advantages compare 0.01 times their standard deviation"""
-    solved_ent_coef: Annotated[float | None, Range(0, 1000)] = 6e-3
-    """entropy coefficient of an agent that solves everything, so that it finds shorter ways and what it misses:
-    reached between 0.9 and 1 success, left in the last two fifths of the run; None: success makes no difference"""
+    ent_coef: Annotated[float, Range(0, 1000)] = 0.01
+    """entropy coefficient at the start"""
     vf_coef: Annotated[float, Range(0, 1000)] = 0.5
     """coefficient of the value loss"""
     max_grad_norm: Annotated[float, Range(0, 1e6, above=True)] = 0.5
@@ -133,7 +128,6 @@ PRESETS = {
         clip_coef=0.1,
         clip_vloss=True,
         ent_coef=1e-4,
-        solved_ent_coef=None,
         max_grad_norm=0.25,
         recall_coef=0.0,
         age_coef=0.0,
@@ -153,7 +147,7 @@ class Carry(NamedTuple):
     state: MemoryState  # memory before it
     total: Tensor  # (N, 3) float, of the running episode: return, length, rewards discounted by their age
     past: Tensor  # (P, N) int64, numbers of the P observations before, whatever episode they are of
-    episodes: Episodes  # what the memory aids know of it
+    seen: Tensor  # (N, C) bool, what the running episode has shown before it
 
 
 class Rollout(NamedTuple):
@@ -190,7 +184,7 @@ def first_carry(policy: MemoryPolicy, envs: Any, aids: MemoryAids) -> Carry:
     start = torch.ones(N, dtype=torch.bool, device=obs.device)
     total = torch.zeros(N, 3, device=obs.device)
     past = obs.expand(aids.past_steps, N)
-    return Carry(obs, start, policy.initial_state(N), total, past, aids.first_episodes(N, obs.device))
+    return Carry(obs, start, policy.initial_state(N), total, past, aids.nothing_seen(N, obs.device))
 
 
 @torch.no_grad()
@@ -229,7 +223,7 @@ def rollout(args: Args, policy: MemoryPolicy, envs: Any, carry: Carry) -> tuple[
     columns = {k: None if v is None else torch.stack([step[k] for step in steps]) for k, v in steps[0].items()}
     batch = Rollout(**columns, state=carry.state, past=past, next_value=next_value, features=features)
     past = torch.cat((past, batch.obs))[len(batch.obs) :]
-    return batch, Carry(obs, start, state, total, past, carry.episodes)
+    return batch, Carry(obs, start, state, total, past, carry.seen)
 
 
 def timeout_values(policy: MemoryPolicy, features: Encodings, step: Step, state: MemoryState) -> Tensor:
@@ -266,17 +260,13 @@ def update(
 ) -> dict[str, float]:
     """Several epochs of PPO over a rollout, in minibatches of whole environments -> averaged losses."""
     advantage, returns = advantages(args, batch)
-    scale = torch.ones((), device=advantage.device)
     if args.norm_adv:
-        # A bit of entropy should be worth the same reward in all phases of learning. With advantages alone divided by
-        # their spread it would count for less and less, and the policy freeze on its first way to the goal.
         advantage = advantage - mean_over_processes(advantage.mean())
-        scale = mean_over_processes(advantage.square().mean()).sqrt().clamp_min(LEAST_SPREAD)
-        advantage = advantage / scale
+        advantage = advantage / mean_over_processes(advantage.square().mean()).sqrt().clamp_min(LEAST_SPREAD)
     batch, rows = batch._replace(advantage=advantage, returns=returns), []
     for _ in range(args.update_epochs):
         for env in torch.randperm(batch.obs.shape[1], device=batch.obs.device).chunk(args.num_minibatches):
-            rows.append(minibatch_step(args, policy, optimizer, aids, table, batch.select(env), ent_coef / scale))
+            rows.append(minibatch_step(args, policy, optimizer, aids, table, batch.select(env), ent_coef))
     losses = {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0] if name != "ratio_error"}
     losses["first_minibatch_ratio_error"] = rows[0]["ratio_error"]
     losses["explained_variance"] = 1 - (returns - batch.value).var() / returns.var()
@@ -284,7 +274,7 @@ def update(
 
 
 def minibatch_step(
-    args: Args, policy: MemoryPolicy, optimizer: Any, aids: MemoryAids, table: Any, batch: Rollout, ent_coef: Tensor
+    args: Args, policy: MemoryPolicy, optimizer: Any, aids: MemoryAids, table: Any, batch: Rollout, ent_coef: float
 ) -> dict[str, Tensor]:
     """One gradient step of PPO on T steps of B environments -> its losses, each a number."""
     frames, obs = table.distinct_frames(batch.obs, policy.fixed_shapes)
@@ -317,7 +307,7 @@ def minibatch_step(
 
 
 def ppo_loss(
-    args: Args, policy: MemoryPolicy, logits: Tensor, value: Tensor, batch: Rollout, ent_coef: Tensor, most: float = 0
+    args: Args, policy: MemoryPolicy, logits: Tensor, value: Tensor, batch: Rollout, ent_coef: float, most: float = 0
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """PPO's loss of answers to T steps of B environments -> it, its parts, log of the probability ratios (T, B).
 
@@ -337,24 +327,6 @@ def ppo_loss(
     return policy_loss + args.vf_coef * value_loss - ent_coef * entropy, losses, logratio
 
 
-def annealed(args: Args, start: float, end: float, progress: float) -> float:
-    """Linear from `start` to `end` as `progress` goes from 0 to 1; `start` with --no-anneal."""
-    return start + (end - start) * min(progress, 1.0) if args.anneal else start
-
-
-def entropy_coefficient(args: Args, progress: float, solved: float) -> float:
-    """After `progress` (0 to 1) of the run, with a share `solved` of the recent episodes solved.
-
-    Chance is cheap for who knows the answer, and who is sure while a tenth of the episodes fail learns no more: up to
-    `solved_ent_coef` between 90% and 100% solved, and down again over the last two fifths, to walk without detours.
-    """
-    coefficient = annealed(args, args.ent_coef, min(args.ent_coef, FINAL_ENT_COEF), progress)
-    if args.solved_ent_coef is None:
-        return coefficient
-    sure = min(1.0, max(0.0, (solved - 0.9) / 0.1)) * min(1.0, 2.5 * (1 - progress))
-    return coefficient + (args.solved_ent_coef - coefficient) * sure
-
-
 def main(args: Args) -> dict[str, Any]:
     """Train -> the summary that is also written to the run's folder. Raises InputError on wrong input."""
     with Run(args, ALGO) as run:
@@ -371,8 +343,8 @@ def main(args: Args) -> dict[str, Any]:
         carry = run.restore(carry, envs, policy=policy, optimizer=optimizer, aids=aids, scale=scale)
 
         while run.goes_on():
-            learning_rate = annealed(args, args.learning_rate, 0.0, run.progress)
-            ent_coef = entropy_coefficient(args, run.progress, run.share_solved)
+            part = max(0.0, 1 - run.progress) if args.anneal else 1.0
+            learning_rate, ent_coef = part * args.learning_rate, part * args.ent_coef
             bonus = fading(run.progress, run.share_solved)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate

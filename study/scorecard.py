@@ -27,14 +27,7 @@ from typing import Annotated, NamedTuple
 from harness.flags import Range, check_args, run_script
 from harness.input_error import InputError
 
-WITHOUT_FLAG = (  # what study/without.py can take out
-    "visit_budget",
-    "rarity_beside",
-    "fading",
-    "attention_norm",
-    "attention_scale",
-    "priced_entropy",
-)
+WITHOUT_FLAG = ("rarity_beside", "fading")  # what study/without.py can take out
 
 
 class Task(NamedTuple):
@@ -58,9 +51,10 @@ class Task(NamedTuple):
 MMER = "MMER at 15M steps"  # mean return of the best epoch, mean of three trials (Morad et al. 2023)
 NI = "solved by a DQN with a Transformer (Ni et al. 2023)"
 THEIR_TMAZE = "--last-action --last-reward"  # what the agents of the T-maze's authors see
-# Where an action is judged at once, or is the last, and changes nothing of what comes: nothing to look ahead to, and
-# the right answer is worth all that there is, so that chance must be worth more to be kept up until it is found.
-JUDGED = "--gamma 0 --ent-coef 0.05"
+# Where an action is judged at once, or is the last, and changes nothing of what comes: nothing to look ahead to.
+JUDGED = "--gamma 0"
+# Where the right answer is found late, chance has to be kept up for longer.
+FOUND_LATE = "--ent-coef 0.05"
 
 
 def popgym(name: str) -> str:
@@ -68,15 +62,10 @@ def popgym(name: str) -> str:
 
 
 def passive_tmaze(length: int, num_envs: int) -> dict[str, str]:
-    """Settings for a corridor of `length` steps: a rollout is an episode, all of which the Transformer sees.
-
-    A step too late costs 1 / length. From 250 on that is less than what a nat of entropy is worth to an agent that
-    solves everything, and it would dither: there success makes no difference to its entropy.
-    """
+    """Settings for a corridor of `length` steps: a rollout is an episode, all of which the Transformer sees."""
     rollout = f"--num-envs {num_envs} --num-steps {length + 1}"
-    entropy = " --solved-ent-coef None" if length >= 250 else ""
     return {
-        "flags": f"--env-kwargs '{{\"length\": {length}}}' {THEIR_TMAZE} {rollout}{entropy}",
+        "flags": f"--env-kwargs '{{\"length\": {length}}}' {THEIR_TMAZE} {rollout}",
         "window": f"--memory-length {length + 1}",
     }
 
@@ -134,7 +123,7 @@ TASKS = {
         1,
         0.509,
         f"LSTM 0.509, GRU 0.177; {MMER}",
-        flags=f"--num-steps 64 {JUDGED}",
+        flags=f"--num-steps 64 {JUDGED} {FOUND_LATE}",
     ),
     "count_recall_medium": Task(
         popgym("CountRecallMedium"),
@@ -143,7 +132,7 @@ TASKS = {
         1,
         -0.40,
         f"best -0.519; {MMER}",
-        flags=f"--num-steps 104 {JUDGED}",
+        flags=f"--num-steps 104 {JUDGED} {FOUND_LATE}",
         window="--memory-length 104",
     ),
     "concentration_easy": Task(
@@ -153,7 +142,7 @@ TASKS = {
         1,
         0.107,
         f"FFM 0.107; {MMER}",
-        flags="--last-action --num-steps 104 --gamma 0.5 --ent-coef 0.02",
+        flags="--last-action --num-steps 104 --gamma 0.5",
         window="--memory-length 104",
     ),
     "noisy_cartpole_hard": Task(
@@ -196,7 +185,7 @@ TASKS = {
         1,
         0.99,
         "an LSTM solves it, a Transformer does not (Lu et al. 2024)",
-        flags=f"--num-envs 8 --num-steps 128 {JUDGED}",
+        flags=f"--num-envs 8 --num-steps 128 {JUDGED} {FOUND_LATE}",
     ),
     "recall_xor_parity": Task("palmer/RecallXorParity-v0", 600_000, "success", 1, 0.95, flags=JUDGED),
 }
@@ -215,7 +204,6 @@ ABLATIONS = {
     "no_visit_bonus": ("palmer", "--visit-bonus 0"),
     "plain_ppo": ("palmer", "--recall-coef 0 --age-coef 0 --visit-bonus 0 --alone-coef 0"),
     "no_memory": ("palmer", "--forget"),
-    "no_solved_entropy": ("palmer", "--solved-ent-coef None"),
 }
 ABLATIONS |= {f"no_{part}": ("palmer", "") for part in WITHOUT_FLAG}
 

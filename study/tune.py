@@ -55,8 +55,7 @@ class Options:
 # Tried first: the scripts' own.
 DEFAULTS = {
     "learning_rate": 1e-3,
-    "ent_coef": 2e-3,
-    "solved_ent_coef": 6e-3,
+    "ent_coef": 1e-2,
     "1 - gamma": 0.015,
     "recall_coef": 2.0,
     "visit_bonus": 0.3,
@@ -70,8 +69,7 @@ def suggest(trial: optuna.Trial) -> dict[str, float | int]:
     """The settings of one trial, by the names of their flags."""
     return {
         "learning_rate": trial.suggest_float("learning_rate", 5e-4, 3e-3, log=True),
-        "ent_coef": trial.suggest_float("ent_coef", 5e-4, 1e-2, log=True),
-        "solved_ent_coef": trial.suggest_float("solved_ent_coef", 1e-3, 2e-2, log=True),
+        "ent_coef": trial.suggest_float("ent_coef", 3e-3, 5e-2, log=True),
         "gamma": 1 - trial.suggest_float("1 - gamma", 0.01, 0.05, log=True),
         "recall_coef": trial.suggest_float("recall_coef", 0.5, 8, log=True),
         "visit_bonus": trial.suggest_float("visit_bonus", 0.1, 1.0, log=True),
