@@ -315,6 +315,11 @@ def ppo_loss(
     return policy_loss + args.vf_coef * value_loss - ent_coef * entropy, losses, logratio
 
 
+def annealed(args: Args, progress: float) -> float:
+    """Share of learning rate and entropy coefficient that is left after `progress` (0 to 1) of the run."""
+    return max(0.0, 1 - progress) if args.anneal else 1.0
+
+
 def main(args: Args) -> dict[str, Any]:
     """Train -> the summary that is also written to the run's folder. Raises InputError on wrong input."""
     with Run(args, ALGO) as run:
@@ -331,8 +336,8 @@ def main(args: Args) -> dict[str, Any]:
         carry = run.restore(carry, envs, policy=policy, optimizer=optimizer, aids=aids, scale=scale)
 
         while run.goes_on():
-            part = max(0.0, 1 - run.progress) if args.anneal else 1.0
-            learning_rate, ent_coef = part * args.learning_rate, part * args.ent_coef
+            left = annealed(args, run.progress)
+            learning_rate, ent_coef = left * args.learning_rate, left * args.ent_coef
             bonus = fading(run.progress, run.share_solved)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate

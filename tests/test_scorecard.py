@@ -20,7 +20,6 @@ ABLATED = {
     "no_visit_bonus": {"visit_bonus"},
     "plain_ppo": {"recall_coef", "age_coef", "visit_bonus", "alone_coef"},
     "no_memory": {"forget"},
-    "no_solved_entropy": {"solved_ent_coef"},
 }
 DIFFERENT = {
     "palmer_no_alone": {"alone_coef"},
@@ -127,10 +126,3 @@ def test_wrong_input_is_refused(options, sentence, runs):
     with pytest.raises(InputError, match=sentence):
         scorecard.main(options)
     assert not runs
-
-
-@pytest.mark.parametrize("length", [100, 250, 500])
-def test_a_solved_agent_has_no_use_for_a_late_step_in_a_tmaze(length):
-    """Where a step too late costs less than a nat of entropy is worth, a solved agent would dither."""
-    cheap = 1 / length < ppo_palmer.Args.solved_ent_coef
-    assert ("--solved-ent-coef None" in TASKS[f"tmaze_passive_{length}"].flags) == cheap
