@@ -64,13 +64,8 @@ PARTS = {
     "palmer_no_age": "recall by age",
     "palmer_no_alone": "memories taught alone",
     "no_visit_bonus": "visit bonus",
-    "no_visit_budget": "the bonus' budget",
     "no_rarity_beside": "rarity beside what the episode has shown",
     "no_fading": "fading by success",
-    "no_priced_entropy": "entropy priced in rewards",
-    "no_solved_entropy": "higher entropy of a solved agent",
-    "no_attention_norm": "norm behind attention",
-    "no_attention_scale": "larger queries and keys at the start",
     "palmer_fixed_gate": "learned gate (held at 0.5)",
     "no_memory": "memory",
 }
@@ -349,7 +344,7 @@ def task_panels(table: pd.DataFrame) -> tuple[plt.Figure, dict[str, plt.Axes]]:
     return figure, panels
 
 
-def plot_ages(ages: pd.DataFrame) -> None:
+def plot_ages(ages: pd.DataFrame, prefix: str) -> None:
     """By how many steps back: attention of the agents with a Transformer, and PALMER's recall by age."""
     figure, panels = task_panels(ages)
     for name, ax in panels.items():
@@ -365,7 +360,7 @@ def plot_ages(ages: pd.DataFrame) -> None:
         ax.set(xscale="log", ylim=(-0.02, 1.02))
     next(iter(panels.values())).legend(frameon=False, fontsize=6)
     figure.supxlabel("steps back", fontsize=8)
-    save(figure, "scorecard_ages")
+    save(figure, f"{prefix}scorecard_ages")
 
 
 def settings_table() -> list[list[str]]:
@@ -376,7 +371,7 @@ def settings_table() -> list[list[str]]:
     return rows
 
 
-def plot_card_profiles(scores: dict[str, np.ndarray]) -> None:
+def plot_card_profiles(scores: dict[str, np.ndarray], prefix: str) -> None:
     """Share of runs whose score is above each threshold."""
     figure, ax = plt.subplots(figsize=(5.5, 3.6))
     thresholds = np.linspace(0, 1, 101)
@@ -386,10 +381,10 @@ def plot_card_profiles(scores: dict[str, np.ndarray]) -> None:
         ax.fill_between(thresholds, *bounds[agent], color=SHADES[agent], alpha=0.12, lw=0)
     ax.set(xlabel="score (0: chance, 1: best possible)", ylabel="share of runs with more", ylim=(0, 1.02))
     ax.legend(frameon=False, fontsize=8)
-    save(figure, "scorecard_profiles")
+    save(figure, f"{prefix}scorecard_profiles")
 
 
-def plot_card_curves(curves: pd.DataFrame) -> None:
+def plot_card_curves(curves: pd.DataFrame, prefix: str) -> None:
     """Training success or return against steps: a panel for each task, a line for each agent."""
     curves = curves.copy()
     curves[["task", "agent"]] = curves["experiment"].str.split("/", expand=True)
@@ -405,30 +400,41 @@ def plot_card_curves(curves: pd.DataFrame) -> None:
     handles = [plt.Line2D([], [], color=SHADES[agent], label=LABELS[agent]) for agent in AGENTS]
     next(iter(panels.values())).legend(handles=handles, frameon=False, fontsize=6)
     figure.supxlabel("environment steps (millions)", fontsize=8)
-    save(figure, "scorecard_curves")
+    save(figure, f"{prefix}scorecard_curves")
+
+
+def make(part: str, prefix: str) -> None:
+    """All tables and figures of results/{part}, their names behind the prefix; nothing where no runs are."""
+    runs = read(part, "runs")
+    if runs is None:
+        return
+
+    def put(name: str, table: list[list[str]]) -> None:
+        replace_table(prefix + name, markdown(table))
+
+    figure = prefix.replace(" ", "_")
+    curves = read(part, "curves")
+    runs = with_soon(with_scores(runs), curves)
+    put("card", card_table(runs))
+    put("card in short", short_table(runs))
+    put("worth", worth_table(runs))
+    put("parts", parts_table(runs))
+    cuts, gates, ages, lengths = (read(part, name) for name in ("cuts", "gates", "ages", "lengths"))
+    if cuts is not None and gates is not None:
+        put("why", why_table(cuts, gates))
+    if ages is not None:
+        plot_ages(ages, figure)
+    if lengths is not None:
+        put("lengths", lengths_table(lengths))
+    plot_card_curves(curves, figure)
+    put("card differences", card_differences_table(runs))
+    put("card aggregates", card_aggregates_table(runs))
+    if scores := complete(runs, BASELINES):
+        plot_card_profiles(scores, figure)
 
 
 def main() -> None:
-    """Nothing is drawn where there are no results yet."""
+    """The scorecard, and that of the recipe before four of its parts were taken out."""
     replace_table("settings", markdown(settings_table()))
-    runs = read("scorecard", "runs")
-    if runs is None:
-        return
-    curves = read("scorecard", "curves")
-    runs = with_soon(with_scores(runs), curves)
-    replace_table("card", markdown(card_table(runs)))
-    replace_table("card in short", markdown(short_table(runs)))
-    replace_table("worth", markdown(worth_table(runs)))
-    replace_table("parts", markdown(parts_table(runs)))
-    cuts, gates, ages, lengths = (read("scorecard", name) for name in ("cuts", "gates", "ages", "lengths"))
-    if cuts is not None and gates is not None:
-        replace_table("why", markdown(why_table(cuts, gates)))
-    if ages is not None:
-        plot_ages(ages)
-    if lengths is not None:
-        replace_table("lengths", markdown(lengths_table(lengths)))
-    plot_card_curves(curves)
-    replace_table("card differences", markdown(card_differences_table(runs)))
-    replace_table("card aggregates", markdown(card_aggregates_table(runs)))
-    if scores := complete(runs, BASELINES):
-        plot_card_profiles(scores)
+    make("scorecard", "")
+    make("earlier_scorecard", "earlier ")

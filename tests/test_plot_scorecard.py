@@ -305,7 +305,7 @@ def test_settings_are_those_of_the_runner():
     rows = {row[0]: row[1:] for row in plot_scorecard.settings_table()[1:]}
     assert rows["RepeatPreviousHard"] == [
         "`popgym:popgym-RepeatPreviousHard-v0`",
-        "`--num-steps 128 --gamma 0 --ent-coef 0.05`",
+        "`--num-steps 128 --gamma 0`",
         "`--memory-length 128`",
     ]
     assert len(rows) == len(TASKS)
