@@ -151,21 +151,24 @@ def card_table(runs: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
-def short_table(runs: pd.DataFrame) -> list[list[str]]:
-    """The card for the README: medians of the three agents, with the command that trains them."""
-    agents = ("palmer", "lstm", "trxl")
-    rows = [["task", "`--env-id` and settings", "steps", "best published", "seeds"]]
-    rows[0] += [LABELS[agent] for agent in agents]
+def short_table(runs: pd.DataFrame, earlier: pd.DataFrame) -> list[list[str]]:
+    """The card for the README: medians of the three agents, of the recipe as it is and of the earlier one, with the
+    command that trains them now. Seeds are those of the agent with the fewest."""
+    rows = [["task", "`--env-id` and settings", "steps", "best published"]]
+    rows[0] += ["seeds", *(LABELS[agent] for agent in BASELINES)]
+    rows[0] += ["earlier seeds", *(f"{LABELS[agent]}, earlier" for agent in BASELINES)]
     for name, task in TASKS.items():
-        here = runs[runs["task"] == name]
-        values = {agent: here[here["agent"] == agent]["measured"] for agent in agents}
-        if not len(here) or not all(len(measured) for measured in values.values()):
-            continue
-        settings = f"`{' '.join(text for text in (task.env_id, task.flags, task.window) if text)}`"
-        published = task.published.partition(";")[0] or "none"
-        medians = [digits(task, measured.median()) for measured in values.values()]
-        seeds = str(min(len(measured) for measured in values.values()))
-        rows.append([NAMES[name], settings, steps(task.steps), published, seeds, *medians])
+        cells = []
+        for card in (runs, earlier):
+            here = card[card["task"] == name]
+            values = [here[here["agent"] == agent]["measured"] for agent in BASELINES]
+            seeds = [len(measured) for measured in values if len(measured)]
+            cells.append(str(min(seeds, default="")))
+            cells += [digits(task, measured.median()) if len(measured) else "" for measured in values]
+        if any(cells):
+            settings = f"`{' '.join(text for text in (task.env_id, task.flags, task.window) if text)}`"
+            published = task.published.partition(";")[0] or "none"
+            rows.append([NAMES[name], settings, steps(task.steps), published, *cells])
     return rows
 
 
@@ -405,18 +408,16 @@ def plot_card_curves(curves: pd.DataFrame, prefix: str) -> None:
 
 def make(part: str, prefix: str) -> None:
     """All tables and figures of results/{part}, their names behind the prefix; nothing where no runs are."""
-    runs = read(part, "runs")
-    if runs is None:
+    curves, runs = read(part, "curves"), scored(part)
+    if not len(runs):
         return
 
     def put(name: str, table: list[list[str]]) -> None:
         replace_table(prefix + name, markdown(table))
 
     figure = prefix.replace(" ", "_")
-    curves = read(part, "curves")
-    runs = with_soon(with_scores(runs), curves)
+    runs = with_soon(runs, curves)
     put("card", card_table(runs))
-    put("card in short", short_table(runs))
     put("worth", worth_table(runs))
     put("parts", parts_table(runs))
     cuts, gates, ages, lengths = (read(part, name) for name in ("cuts", "gates", "ages", "lengths"))
@@ -433,8 +434,15 @@ def make(part: str, prefix: str) -> None:
         plot_card_profiles(scores, figure)
 
 
+def scored(part: str) -> pd.DataFrame:
+    """The runs of results/{part} with their scores; no rows where there are none."""
+    runs = read(part, "runs")
+    return pd.DataFrame(columns=["task", "agent", "measured"]) if runs is None else with_scores(runs)
+
+
 def main() -> None:
     """The scorecard, and that of the recipe before four of its parts were taken out."""
     replace_table("settings", markdown(settings_table()))
     make("scorecard", "")
     make("earlier_scorecard", "earlier ")
+    replace_table("card in short", markdown(short_table(scored("scorecard"), scored("earlier_scorecard"))))
