@@ -406,11 +406,11 @@ def plot_card_curves(curves: pd.DataFrame, prefix: str) -> None:
     save(figure, f"{prefix}scorecard_curves")
 
 
-def make(part: str, prefix: str) -> None:
-    """All tables and figures of results/{part}, their names behind the prefix; nothing where no runs are."""
+def make(part: str, prefix: str) -> pd.DataFrame:
+    """All tables and figures of results/{part}, their names behind the prefix, where there are runs -> the runs."""
     curves, runs = read(part, "curves"), scored(part)
     if not len(runs):
-        return
+        return runs
 
     def put(name: str, table: list[list[str]]) -> None:
         replace_table(prefix + name, markdown(table))
@@ -432,6 +432,7 @@ def make(part: str, prefix: str) -> None:
     put("card aggregates", card_aggregates_table(runs))
     if scores := complete(runs, BASELINES):
         plot_card_profiles(scores, figure)
+    return runs
 
 
 def scored(part: str) -> pd.DataFrame:
@@ -443,6 +444,5 @@ def scored(part: str) -> pd.DataFrame:
 def main() -> None:
     """The scorecard, and that of the recipe before four of its parts were taken out."""
     replace_table("settings", markdown(settings_table()))
-    make("scorecard", "")
-    make("earlier_scorecard", "earlier ")
-    replace_table("card in short", markdown(short_table(scored("scorecard"), scored("earlier_scorecard"))))
+    cards = make("scorecard", ""), make("earlier_scorecard", "earlier ")
+    replace_table("card in short", markdown(short_table(*cards)))

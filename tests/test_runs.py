@@ -99,6 +99,16 @@ def checkpoint(run_dir):
     return torch.load(Path(run_dir) / "checkpoint.pt", weights_only=True)
 
 
+@pytest.mark.parametrize("anneal", [True, False])
+def test_learning_rate_and_entropy_fall_to_nothing_together(tmp_path, anneal):
+    args = tiny_args(ppo_palmer, tmp_path, anneal=anneal, eval_every=0, learning_rate=0.5e-3, ent_coef=0.5)
+    ppo_palmer.main(args)
+    logged = tensorboard(tmp_path)
+    left = [1 - k / 6 if anneal else 1.0 for k in range(6)]
+    for name, start in (("learning_rate", 0.5e-3), ("entropy_coefficient", 0.5)):
+        assert [value for _, value in logged[f"charts/{name}"]] == pytest.approx([start * share for share in left])
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_run_writes_what_it_promises_and_is_evaluated_as_saved(script, tmp_path, capsys):
     summary = script.main(tiny_args(script, tmp_path / "run"))
