@@ -8,7 +8,8 @@ Reward comes late and says nothing of what should have been remembered. Three ai
   those of the minibatch. It teaches order, which the first recall does not ask for. (Predicting the past from a
   recurrent state: Trinh et al. 2018, https://arxiv.org/abs/1803.00144.)
 - **First-visit bonus.** A reward for an observation that is new in its episode, times its rarity: what every episode
-  shows earns nothing, what tells one from another goes on earning. Paid only where the task's own reward is silent.
+  shows earns nothing, what tells one from another goes on earning. Paid only where the task's own reward is silent,
+  and up to a budget: an agent that earns more by looking on than by solving the task stays until its time is up.
   (Bonuses within an episode: Henaff et al. 2022, https://arxiv.org/abs/2210.05805.)
 
 The first and the last need not an observation but a number for what looks the same: its code (`Codes`).
@@ -34,6 +35,9 @@ from tasks.observations import GRID_VALUES, Frames, is_grid, keys, picture_scale
 
 RECENT_EPISODES = 500  # over which shares of episodes are averaged
 CODES = 256  # most codes where observations are not a table's
+# Sum of rarities after which an episode earns no more visit bonus: it decreases linearly up to there, so that an
+# episode earns about twice the bonus at most, and solving it pays more than staying.
+VISIT_BUDGET = 4.0
 CUE = 0.5  # p (1 - p) of two codes, one of which each episode shows
 NEAR = 0.03  # root mean square difference of looks, up to which two are one code; noise of 30 grey levels makes 0.014
 BLOCK = 7  # pixels of a picture that are averaged before looks are compared
@@ -50,8 +54,8 @@ class MemoryAidArgs:
     rollout? 1 is a guess's loss (0: off)"""
     visit_bonus: Annotated[float, Range(0, 1000)] = 0.3
     """reward for an observation that is new in its episode, times its rarity beside what the episode has shown, at
-    steps on which the task's own says nothing; fades out as success comes near 1, at the latest in the last quarter
-    of the run (0: off)"""
+    steps on which the task's own says nothing, up to a budget an episode; fades out as success comes near 1, at the
+    latest in the last quarter of the run (0: off)"""
 
 
 class MemoryAids:
@@ -77,9 +81,10 @@ class MemoryAids:
         self.familiar = self.together.diagonal()
         self.episodes = 0  # that the shares are made of, up to RECENT_EPISODES
 
-    def nothing_seen(self, num_envs: int, device: torch.device) -> Tensor:
-        """`seen` (N, C) of N episodes that have shown nothing yet."""
-        return torch.zeros(num_envs, self.codes.capacity, dtype=torch.bool, device=device)
+    def nothing_seen(self, num_envs: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`seen` (N, C) and `novelty` (N,) of N episodes that have shown nothing yet."""
+        seen = torch.zeros(num_envs, self.codes.capacity, dtype=torch.bool, device=device)
+        return seen, torch.zeros(num_envs, device=device)
 
     def first_visits(self, batch: Any, carry: Any, fading: float) -> tuple[Any, Any]:
         """Call once a rollout -> the rollout with the bonus in its `reward` and the codes `seen`, and the carry.
@@ -88,7 +93,7 @@ class MemoryAids:
         """
         # Frames of smaller numbers are of the steps before; where they never repeat they were looked at then.
         code_of, again = self.codes.learn(0 if self.table.distinct else int(min(batch.obs.min(), carry.obs.min())))
-        seen = carry.seen
+        seen, novelty = carry.seen, carry.novelty
         if again:  # codes began anew, and with them all that was counted by code
             self.together, self.episodes, seen = self.together * 0, 0, seen & False
         code, last = code_of[batch.obs], code_of[carry.obs]
@@ -102,12 +107,14 @@ class MemoryAids:
             led_to = code[t + 1] if t + 1 < len(code) else last
             new = ~seen.gather(1, led_to[:, None]).squeeze(1) & ~done
             worth = new * silent[t] * rarity(self.together, led_to, seen)
-            rewards.append(batch.reward[t] + self.args.visit_bonus * fading * worth)
+            left = (1 - novelty / VISIT_BUDGET).clamp_min(0)
+            rewards.append(batch.reward[t] + self.args.visit_bonus * fading * worth * left)
+            novelty = (novelty + worth) * ~done
             seen = seen & ~done[:, None]
         batch = batch._replace(reward=torch.stack(rewards), seen=torch.stack(targets))
         self.familiar = self.together.diagonal()
         self._count_episodes(batch.seen[batch.done])
-        return batch, carry._replace(seen=seen)
+        return batch, carry._replace(seen=seen, novelty=novelty)
 
     def losses(self, policy: Any, memory: Tensor, batch: Any) -> dict[str, tuple[Tensor, float]]:
         """Call once a minibatch, memory: z (T, B, D) -> each loss with its coefficient."""

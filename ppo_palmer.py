@@ -148,6 +148,7 @@ class Carry(NamedTuple):
     total: Tensor  # (N, 3) float, of the running episode: return, length, rewards discounted by their age
     past: Tensor  # (P, N) int64, numbers of the P observations before, whatever episode they are of
     seen: Tensor  # (N, C) bool, what the running episode has shown before it
+    novelty: Tensor  # (N,) float, sum of the rarities that the running episode has met
 
 
 class Rollout(NamedTuple):
@@ -184,7 +185,7 @@ def first_carry(policy: MemoryPolicy, envs: Any, aids: MemoryAids) -> Carry:
     start = torch.ones(N, dtype=torch.bool, device=obs.device)
     total = torch.zeros(N, 3, device=obs.device)
     past = obs.expand(aids.past_steps, N)
-    return Carry(obs, start, policy.initial_state(N), total, past, aids.nothing_seen(N, obs.device))
+    return Carry(obs, start, policy.initial_state(N), total, past, *aids.nothing_seen(N, obs.device))
 
 
 @torch.no_grad()
@@ -223,7 +224,7 @@ def rollout(args: Args, policy: MemoryPolicy, envs: Any, carry: Carry) -> tuple[
     columns = {k: None if v is None else torch.stack([step[k] for step in steps]) for k, v in steps[0].items()}
     batch = Rollout(**columns, state=carry.state, past=past, next_value=next_value, features=features)
     past = torch.cat((past, batch.obs))[len(batch.obs) :]
-    return batch, Carry(obs, start, state, total, past, carry.seen)
+    return batch, Carry(obs, start, state, total, past, carry.seen, carry.novelty)
 
 
 def timeout_values(policy: MemoryPolicy, features: Encodings, step: Step, state: MemoryState) -> Tensor:

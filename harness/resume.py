@@ -235,6 +235,7 @@ def check_carry(saved: Any, carry: Any, envs: Any, memory_length: int) -> None:
     check_form(saved, form, "carry")
     if "state" in form:
         check_range(saved["state"][2], 0, envs.max_episode_steps or MOST_STEPS, "clock")
+        check_range(saved["novelty"], 0, 1e6, "novelty")
         for name in ("obs", "past"):
             check_range(saved[name], 0, envs.observations.count - 1, name)
 

@@ -27,7 +27,7 @@ from typing import Annotated, NamedTuple
 from harness.flags import Range, check_args, run_script
 from harness.input_error import InputError
 
-WITHOUT_FLAG = ("rarity_beside", "fading")  # what study/without.py can take out
+WITHOUT_FLAG = ("visit_budget", "rarity_beside", "fading")  # what study/without.py can take out
 
 
 class Task(NamedTuple):

@@ -1,7 +1,8 @@
 """Train an agent without one part of the recipe that has no flag, to see what the part is worth.
 
-    python -m study.without rarity_beside ppo_palmer.py --env-id MiniGrid-MemoryS13-v0
+    python -m study.without visit_budget ppo_palmer.py --env-id MiniGrid-MemoryS13-v0
 
+    visit_budget     the visit bonus is paid in full however much an episode has earned of it
     rarity_beside    an observation's rarity is one minus the share of all episodes that showed it, whatever else
                      the running one has shown
     fading           the visit bonus fades with the steps of the run alone, not with success
@@ -10,6 +11,7 @@ All the rest is the script's own, its flags and its run's folder; --resume needs
 """
 
 import importlib
+import math
 import sys
 from types import ModuleType
 
@@ -20,6 +22,10 @@ from harness.input_error import InputError
 SCRIPTS = ("ppo_palmer.py", "ppo_lstm.py", "ppo_trxl.py")
 
 
+def no_visit_budget() -> None:
+    memory_aids.VISIT_BUDGET = math.inf
+
+
 def no_rarity_beside() -> None:
     memory_aids.rarity = lambda together, code, seen: 1 - together.diagonal()[code]
 
@@ -28,7 +34,7 @@ def no_fading() -> None:
     memory_aids.fading = lambda progress, solved: min(1.0, 4 * (1 - progress))
 
 
-PARTS = {"rarity_beside": no_rarity_beside, "fading": no_fading}
+PARTS = {"visit_budget": no_visit_budget, "rarity_beside": no_rarity_beside, "fading": no_fading}
 
 
 def without(part: str, script: str) -> ModuleType:

@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 from toys import SCRIPTS, TOY, make_agent, small_args, toy_rollout
 
+import memory_aids
 import ppo_palmer
 from memory_aids import Codes, fading, rarity, recall_loss, says_nothing, shares
 from tasks.observations import ObservationTable, plain_space
@@ -55,7 +56,7 @@ def test_what_was_seen_passes_over_the_border_of_a_rollout(script):
     _, _, _, whole, end = toy_rollout(script, visit_bonus=0.25)
     for name in ("seen", "reward"):
         assert torch.equal(torch.cat([getattr(half, name) for half in halves]), getattr(whole, name))
-    assert torch.equal(carry.seen, end.seen)
+    assert torch.equal(carry.seen, end.seen) and torch.equal(carry.novelty, end.novelty)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
@@ -83,6 +84,20 @@ def test_what_most_episodes_show_earns_less(script):
     expected = [[0.2, 0.15], [1.0, 3.0], [0.0, 0.2], [0.0, 0.0], [2.0, 0.0]]
     torch.testing.assert_close(batch.reward, torch.tensor(expected))
     torch.testing.assert_close(aids.familiar, together.diagonal())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_episode_that_has_met_much_earns_less(script, monkeypatch):
+    """The first episodes have met rarities of 2 and 9 of a budget of 8: 6/8 of the bonus is left, and none."""
+    args = small_args(script, num_envs=2, num_steps=5, visit_bonus=0.25)
+    monkeypatch.setattr(memory_aids, "VISIT_BUDGET", 8.0)
+    policy, aids, _ = make_agent(script, args, TOY)
+    start = script.first_carry(policy, TOY, aids)._replace(novelty=torch.tensor([2.0, 9.0]))
+    batch, carry = aids.first_visits(*script.rollout(args, policy, TOY, start), 1.0)
+    expected = [[0.1875, 0.0], [1.0, 3.0], [0.0, 0.25], [0.0, 0.0], [2.0, 0.0]]
+    torch.testing.assert_close(batch.reward, torch.tensor(expected))
+    # Counted anew in every episode, by what it was paid for.
+    assert carry.novelty.tolist() == [0.0, 0.0]
 
 
 def test_the_bonus_is_for_steps_on_which_the_reward_says_nothing():

@@ -16,12 +16,17 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(autouse=True)
 def put_back(monkeypatch):
     """What a part is taken out of is as before after each test."""
-    for name in ("rarity", "fading"):
+    for name in ("VISIT_BUDGET", "rarity", "fading"):
         monkeypatch.setattr(memory_aids, name, getattr(memory_aids, name))
 
 
 def test_the_scorecard_names_the_same_parts():
     assert tuple(without.PARTS) == scorecard.WITHOUT_FLAG
+
+
+def test_visit_budget():
+    without.without("visit_budget", "ppo_lstm.py")
+    assert 1 - torch.tensor(1e9) / memory_aids.VISIT_BUDGET == 1, "all is left, however much was met"
 
 
 def test_rarity_beside():
@@ -54,7 +59,7 @@ def test_a_run_is_trained_and_resumed_and_tells_its_command(tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([], "error: PART '': must be of rarity_beside, fading"),
+        ([], "error: PART '': must be of visit_budget, rarity_beside"),
         (["gate", "ppo_palmer.py"], "error: PART 'gate': must be of"),
         (
             ["fading", "evaluate.py"],
