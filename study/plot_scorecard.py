@@ -442,7 +442,7 @@ def scored(part: str) -> pd.DataFrame:
 
 
 def main() -> None:
-    """The scorecard, and that of the recipe before four of its parts were taken out."""
+    """The scorecard, and that of the recipe before three of its parts were taken out."""
     replace_table("settings", markdown(settings_table()))
     cards = make("scorecard", ""), make("earlier_scorecard", "earlier ")
     replace_table("card in short", markdown(short_table(*cards)))
