@@ -64,6 +64,7 @@ PARTS = {
     "palmer_no_age": "recall by age",
     "palmer_no_alone": "memories taught alone",
     "no_visit_bonus": "visit bonus",
+    "no_visit_budget": "the bonus's budget",
     "no_rarity_beside": "rarity beside what the episode has shown",
     "no_fading": "fading by success",
     "palmer_fixed_gate": "learned gate (held at 0.5)",
