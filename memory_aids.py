@@ -36,7 +36,7 @@ from tasks.observations import GRID_VALUES, Frames, is_grid, keys, picture_scale
 RECENT_EPISODES = 500  # over which shares of episodes are averaged
 CODES = 256  # most codes where observations are not a table's
 # Sum of rarities after which an episode earns no more visit bonus: it decreases linearly up to there, so that an
-# episode earns about twice the bonus at most, and solving it pays more than staying.
+# episode earns about twice the bonus at most, 0.6 by default, where the soonest solution earns 1.
 VISIT_BUDGET = 4.0
 CUE = 0.5  # p (1 - p) of two codes, one of which each episode shows
 NEAR = 0.03  # root mean square difference of looks, up to which two are one code; noise of 30 grey levels makes 0.014

@@ -100,6 +100,25 @@ def test_an_episode_that_has_met_much_earns_less(script, monkeypatch):
     assert carry.novelty.tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("parts", [[5], [2, 3], [1, 1, 3]])
+def test_each_first_visit_leaves_less_for_the_next_in_and_across_rollouts(parts):
+    """No episode ends; the first environment shows something new at every step, the second at two of them."""
+    args = small_args(ppo_palmer, num_envs=2, num_steps=5, visit_bonus=0.25)
+    policy, aids, _ = make_agent(ppo_palmer, args, TOY)
+    batch, _ = ppo_palmer.rollout(args, policy, TOY, ppo_palmer.first_carry(policy, TOY, aids))
+    obs = torch.tensor([[0, 0], [1, 0], [2, 1], [3, 1], [4, 2], [5, 2]])
+    carry, paid, t = ppo_palmer.first_carry(policy, TOY, aids), [], 0
+    for steps in parts:
+        here = torch.zeros(steps, 2)
+        part = batch._replace(obs=obs[t : t + steps], reward=here, done=here.bool())
+        t += steps
+        part, carry = aids.first_visits(part, carry._replace(obs=obs[t]), 1.0)
+        paid.append(part.reward)
+    left = [[1.0, 0.0], [0.75, 1.0], [0.5, 0.0], [0.25, 0.75], [0.0, 0.0]]
+    torch.testing.assert_close(torch.cat(paid), 0.25 * torch.tensor(left))
+    assert carry.novelty.tolist() == [5.0, 2.0]
+
+
 def test_the_bonus_is_for_steps_on_which_the_reward_says_nothing():
     nothing = [[0, 0, 0], [0, 1, -2]]
     price = [[-0.1, -0.1, 5], [-0.1, -0.1, -0.1]]
