@@ -71,8 +71,8 @@ def passive_tmaze(length: int, num_envs: int) -> dict[str, str]:
 
 
 TASKS = {
-    "s13": Task("MiniGrid-MemoryS13-v0", 600_000, "success", 1, 0.99, "0.50 at 2M steps (the original PALMER)"),
-    "s17random": Task("MiniGrid-MemoryS17Random-v0", 600_000, "success", 1, 0.99, "0.50 at 2M (the original PALMER)"),
+    "s13": Task("MiniGrid-MemoryS13-v0", 1_000_000, "success", 1, 0.99, "0.50 at 2M steps (the original PALMER)"),
+    "s17random": Task("MiniGrid-MemoryS17Random-v0", 1_000_000, "success", 1, 0.99, "0.50 at 2M (the original PALMER)"),
     "noisy_s17random": Task("palmer/NoisyMemoryS17Random-v0", 600_000, "success", 1, 0.95),
     "repeat_first_medium": Task(
         popgym("RepeatFirstMedium"),
