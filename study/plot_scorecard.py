@@ -34,7 +34,9 @@ LABELS = {
 }
 SHADES = COLORS | {"palmer_no_alone": "#b5651d", "palmer_fixed_gate": "#e8a33d", "palmer_no_age": "#8d6a9f"}
 NAMES = {
+    "s11": "MiniGrid-MemoryS11",
     "s13": "MiniGrid-MemoryS13",
+    "s13random": "MiniGrid-MemoryS13Random",
     "s17random": "MiniGrid-MemoryS17Random",
     "noisy_s17random": "the same with noise on every picture",
     "repeat_first_medium": "RepeatFirstMedium",
@@ -123,7 +125,9 @@ def digits(task: Task, value: float) -> str:
     return f"{value:.0f}" if abs(task.best) > 10 else f"{value:.3f}"
 
 
-def steps(count: int) -> str:
+def steps(count: float) -> str:
+    """The count in hundreds of thousands: a run ends with a whole rollout, a little later."""
+    count = round(count, -5)
     return f"{count / 1e6:g}M" if count >= 1e6 else f"{count / 1e3:g}k"
 
 
@@ -147,7 +151,7 @@ def card_table(runs: pd.DataFrame) -> list[list[str]]:
         seeds = "" if not len(ours) else str(len(ours))
         met = "" if not len(ours) else "yes" if ours["measured"].median() >= task.goal else "no"
         after = millions(median(ours["soon"]), task) if ours["soon"].notna().any() else ""
-        about = [steps(task.steps), seeds, digits(task, chance[name]), task.published or "none"]
+        about = [steps(here["steps"].median()), seeds, digits(task, chance[name]), task.published or "none"]
         rows.append([NAMES[name], *about, digits(task, task.goal), *cells, met, after])
     return rows
 

@@ -61,6 +61,10 @@ def popgym(name: str) -> str:
     return f"popgym:popgym-{name}-v0"
 
 
+def maze(name: str) -> Task:
+    return Task(f"MiniGrid-Memory{name}-v0", 1_000_000, "success", 1, 0.99, "0.50 at 2M steps (the original PALMER)")
+
+
 def passive_tmaze(length: int, num_envs: int) -> dict[str, str]:
     """Settings for a corridor of `length` steps: a rollout is an episode, all of which the Transformer sees."""
     rollout = f"--num-envs {num_envs} --num-steps {length + 1}"
@@ -71,8 +75,10 @@ def passive_tmaze(length: int, num_envs: int) -> dict[str, str]:
 
 
 TASKS = {
-    "s13": Task("MiniGrid-MemoryS13-v0", 1_000_000, "success", 1, 0.99, "0.50 at 2M steps (the original PALMER)"),
-    "s17random": Task("MiniGrid-MemoryS17Random-v0", 1_000_000, "success", 1, 0.99, "0.50 at 2M (the original PALMER)"),
+    "s11": maze("S11"),
+    "s13": maze("S13"),
+    "s13random": maze("S13Random"),
+    "s17random": maze("S17Random"),
     "noisy_s17random": Task("palmer/NoisyMemoryS17Random-v0", 600_000, "success", 1, 0.95),
     "repeat_first_medium": Task(
         popgym("RepeatFirstMedium"),

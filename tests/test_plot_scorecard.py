@@ -48,6 +48,7 @@ def card(tasks=("parity_25", "repeat_previous_medium", "pendulum"), seeds=(11, 1
         for agent, at in AT.items():
             for seed in seeds:
                 row = {"experiment": f"{task}/{agent}", "algo": AGENTS[agent][0], "seed": seed, "length": 20.0}
+                row["steps"] = TASKS[task].steps + 64 * seed  # a run ends with a whole rollout
                 rows.append(
                     row | {"success": at, "return": at - seed / 1000, "greedy_return": -1000 * (1 - at) - 157}
                 )

@@ -114,7 +114,7 @@ def test_a_dry_run_prints_a_command_a_line_and_makes_nothing(runs, tmp_path, cap
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        (Options(tasks=("chess",)), "--tasks chess: must be of s13, s17random"),
+        (Options(tasks=("chess",)), "--tasks chess: must be of s11, s13, s13random, s17random"),
         (Options(agents=("gru",)), "--agents gru: must be of palmer, palmer_no_alone, palmer_fixed_gate"),
         (Options(seeds=(1, -1)), "--seeds -1: must be from 0 to 99,999,999."),
         (Options(jobs=0), "--jobs 0: must be from 1 to 1,024."),
