@@ -67,6 +67,9 @@ class PPOArgs(MemoryAidArgs, RunArgs, TaskArgs):
     """clip the value loss by the same range"""
     ent_coef: Annotated[float, Range(0, 1000)] = 0.01
     """entropy coefficient at the start"""
+    solved_ent_coef: Annotated[float, Range(0, 1000)] = 6e-3
+    """least entropy coefficient of an agent that solves everything, in units of the largest return, so that it finds
+    shorter ways and what it misses; comes from 90% of success on, goes in the last two fifths of the run (0: off)"""
     vf_coef: Annotated[float, Range(0, 1000)] = 0.5
     """coefficient of the value loss"""
     max_grad_norm: Annotated[float, Range(0, 1e6, above=True)] = 0.5
@@ -122,6 +125,7 @@ PRESETS = {
         clip_coef=0.1,
         clip_vloss=True,
         ent_coef=1e-4,
+        solved_ent_coef=0.0,
         max_grad_norm=0.25,
         recall_coef=0.0,
         age_coef=0.0,
@@ -163,7 +167,7 @@ class Rollout(NamedTuple):
     gate: Tensor | None  # (T, N, D), 1 = Transformer, 0 = LSTM
     features: Encodings  # of all observations above, by number, as the policy that acted encoded them
     seen: Tensor | None = None  # (T, N, C) bool, what the episode has shown
-    advantage: Tensor | None = None  # as `update` normalises it
+    advantage: Tensor | None = None  # as `with_advantages` normalises it
     returns: Tensor | None = None  # what values are to be
 
     def select(self, env: Tensor) -> "Rollout":
@@ -250,26 +254,32 @@ def advantages(args: Args, batch: Rollout) -> tuple[Tensor, Tensor]:
     return advantage, advantage + batch.value
 
 
-def update(
-    args: Args, policy: MemoryPolicy, optimizer: Any, aids: MemoryAids, table: Any, batch: Rollout, ent_coef: float
-) -> dict[str, float]:
-    """Several epochs of PPO over a rollout, in minibatches of whole environments -> averaged losses."""
+def with_advantages(args: Args, batch: Rollout) -> tuple[Rollout, Tensor]:
+    """The rollout with `advantage` and `returns`, and the spread by which advantages were divided, 1 if by none."""
     advantage, returns = advantages(args, batch)
+    spread = torch.ones_like(batch.next_value[0])
     if args.norm_adv:
         advantage = advantage - mean_over_processes(advantage.mean())
-        advantage = advantage / mean_over_processes(advantage.square().mean()).sqrt().clamp_min(LEAST_SPREAD)
-    batch, rows = batch._replace(advantage=advantage, returns=returns), []
+        spread = mean_over_processes(advantage.square().mean()).sqrt().clamp_min(LEAST_SPREAD)
+    return batch._replace(advantage=advantage / spread, returns=returns), spread
+
+
+def update(
+    args: Args, policy: MemoryPolicy, optimizer: Any, aids: MemoryAids, table: Any, batch: Rollout, ent_coef: Tensor
+) -> dict[str, float]:
+    """Several epochs of PPO over a rollout, in minibatches of whole environments -> averaged losses."""
+    rows = []
     for _ in range(args.update_epochs):
         for env in torch.randperm(batch.obs.shape[1], device=batch.obs.device).chunk(args.num_minibatches):
             rows.append(minibatch_step(args, policy, optimizer, aids, table, batch.select(env), ent_coef))
     losses = {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0] if name != "ratio_error"}
     losses["first_minibatch_ratio_error"] = rows[0]["ratio_error"]
-    losses["explained_variance"] = 1 - (returns - batch.value).var() / returns.var()
+    losses["explained_variance"] = 1 - (batch.returns - batch.value).var() / batch.returns.var()
     return dict(zip(losses, mean_over_processes(torch.stack(list(losses.values()))).tolist(), strict=True))
 
 
 def minibatch_step(
-    args: Args, policy: MemoryPolicy, optimizer: Any, aids: MemoryAids, table: Any, batch: Rollout, ent_coef: float
+    args: Args, policy: MemoryPolicy, optimizer: Any, aids: MemoryAids, table: Any, batch: Rollout, ent_coef: Tensor
 ) -> dict[str, Tensor]:
     """One gradient step of PPO on T steps of B environments -> its losses, each a number."""
     frames, obs = table.distinct_frames(batch.obs, policy.fixed_shapes)
@@ -302,7 +312,7 @@ def minibatch_step(
 
 
 def ppo_loss(
-    args: Args, policy: MemoryPolicy, logits: Tensor, value: Tensor, batch: Rollout, ent_coef: float, most: float = 0
+    args: Args, policy: MemoryPolicy, logits: Tensor, value: Tensor, batch: Rollout, ent_coef: Tensor, most: float = 0
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """PPO's loss of answers to T steps of B environments -> it, its parts, log of the probability ratios (T, B).
 
@@ -327,6 +337,18 @@ def annealed(args: Args, progress: float) -> float:
     return max(0.0, 1 - progress) if args.anneal else 1.0
 
 
+def entropy_coefficient(args: Args, progress: float, solved: float, spread: Tensor) -> Tensor:
+    """What a nat of entropy is worth beside advantages divided by `spread`, with a share `solved` of recent episodes.
+
+    Advantages shrink as an agent gets better, and are blown up all the more: it freezes on its first way to the goal.
+    Chance is cheap for who knows the answer; from 90% solved on it is priced in rewards, until it is time to walk
+    without detours.
+    """
+    left = annealed(args, progress)
+    sure = min(1.0, max(0.0, (solved - 0.9) / 0.1)) * min(1.0, 2.5 * left)
+    return (sure * args.solved_ent_coef / spread).clamp_min(left * args.ent_coef)
+
+
 def main(args: Args) -> dict[str, Any]:
     """Train -> the summary that is also written to the run's folder. Raises InputError on wrong input."""
     with Run(args, ALGO) as run:
@@ -343,8 +365,7 @@ def main(args: Args) -> dict[str, Any]:
         carry = run.restore(carry, envs, policy=policy, optimizer=optimizer, aids=aids, scale=scale)
 
         while run.goes_on():
-            left = annealed(args, run.progress)
-            learning_rate, ent_coef = left * args.learning_rate, left * args.ent_coef
+            learning_rate = annealed(args, run.progress) * args.learning_rate
             bonus = fading(run.progress, run.share_solved)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
@@ -352,11 +373,13 @@ def main(args: Args) -> dict[str, Any]:
             batch, carry = rollout(args, policy, envs, carry)
             batch = batch._replace(reward=batch.reward / scale.learn(batch.episode[..., 3]))
             batch, carry = aids.first_visits(batch, carry, bonus)
+            batch, spread = with_advantages(args, batch)
+            ent_coef = entropy_coefficient(args, run.progress, run.share_solved, spread)
             losses = update(args, policy, optimizer, aids, table, batch, ent_coef)
             policy.encoder.learn_statistics(table.frames, batch.obs)
 
             run.count(batch.episode[batch.done][:, :3])
-            metrics = {"charts/learning_rate": learning_rate, "charts/entropy_coefficient": ent_coef}
+            metrics = {"charts/learning_rate": learning_rate, "charts/entropy_coefficient": ent_coef.item()}
             metrics["charts/visit_bonus"] = args.visit_bonus * bonus
             metrics |= {f"losses/{name}": value for name, value in losses.items()} | gate_metrics(batch.gate)
             run.log(metrics | run.evaluate_when_due(policy))

@@ -162,7 +162,9 @@ class Agent(NamedTuple):
     def learn(self, batch: Any) -> None:
         """The update, and what `main` does after it."""
         table = self.envs.observations
-        self.script.update(self.args, self.policy, self.optimizer, self.aids, table, batch, self.args.ent_coef)
+        batch, spread = self.script.with_advantages(self.args, batch)
+        ent_coef = self.script.entropy_coefficient(self.args, 0.0, 0.0, spread)
+        self.script.update(self.args, self.policy, self.optimizer, self.aids, table, batch, ent_coef)
         self.policy.encoder.learn_statistics(table.frames, batch.obs)
 
     def with_flags(self, **flags: Any) -> "Agent":

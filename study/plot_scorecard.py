@@ -69,6 +69,7 @@ PARTS = {
     "no_visit_budget": "the bonus's budget",
     "no_rarity_beside": "rarity beside what the episode has shown",
     "no_fading": "fading by success",
+    "no_solved_entropy": "the least entropy of a solved agent",
     "palmer_fixed_gate": "learned gate (held at 0.5)",
     "no_memory": "memory",
 }

@@ -66,10 +66,15 @@ def maze(name: str) -> Task:
 
 
 def passive_tmaze(length: int, num_envs: int) -> dict[str, str]:
-    """Settings for a corridor of `length` steps: a rollout is an episode, all of which the Transformer sees."""
+    """Settings for a corridor of `length` steps: a rollout is an episode, all of which the Transformer sees.
+
+    A step too late costs 1 / length. From 250 on that is less than what a nat of entropy is worth to an agent that
+    solves everything, and it would dither: there success makes no difference to its entropy.
+    """
     rollout = f"--num-envs {num_envs} --num-steps {length + 1}"
+    entropy = " --solved-ent-coef 0" if length >= 250 else ""
     return {
-        "flags": f"--env-kwargs '{{\"length\": {length}}}' {THEIR_TMAZE} {rollout}",
+        "flags": f"--env-kwargs '{{\"length\": {length}}}' {THEIR_TMAZE} {rollout}{entropy}",
         "window": f"--memory-length {length + 1}",
     }
 
@@ -209,6 +214,7 @@ ABLATIONS = {
     "no_recall_at_all": ("palmer", "--recall-coef 0 --age-coef 0"),
     "no_visit_bonus": ("palmer", "--visit-bonus 0"),
     "plain_ppo": ("palmer", "--recall-coef 0 --age-coef 0 --visit-bonus 0 --alone-coef 0"),
+    "no_solved_entropy": ("palmer", "--solved-ent-coef 0"),
     "no_memory": ("palmer", "--forget"),
 }
 ABLATIONS |= {f"no_{part}": ("palmer", "") for part in WITHOUT_FLAG}

@@ -91,6 +91,7 @@ def iterate(script, parts, scale):
     batch, carry = script.rollout(args, policy, envs, carry)
     batch = batch._replace(reward=batch.reward / scale.learn(batch.episode[..., 3]))
     batch, carry = aids.first_visits(batch, carry, 1.0)
+    batch, _ = script.with_advantages(args, batch)
     losses = script.update(args, policy, optimizer, aids, envs.observations, batch, 0.01)
     policy.encoder.learn_statistics(envs.observations.frames, batch.obs)
     return losses, batch, carry
@@ -403,6 +404,7 @@ def test_a_gradient_that_is_not_finite_is_not_learned():
     args, envs, policy, aids, optimizer = parts
     batch, carry = ppo_palmer.rollout(args, policy, envs, carry)
     batch, carry = aids.first_visits(batch, carry, 1.0)
+    batch, _ = ppo_palmer.with_advantages(args, batch)
     before = torch.nn.utils.parameters_to_vector(policy.parameters()).clone()
     with pytest.raises(RunError, match="a gradient is nan"):
         ppo_palmer.update(

@@ -53,7 +53,7 @@ def collect(script, num_envs=8):
 def updated_parameters(collected, script, share=slice(None)):
     """Parameters after one step of plain gradient descent on the environments in `share`."""
     args, policy, aids, table, batch = collected
-    part = batch.select(torch.arange(8)[share])
+    part, _ = script.with_advantages(args, batch.select(torch.arange(8)[share]))
     args.max_grad_norm = 1e9
     learned = [*policy.parameters(), *aids.heads.parameters()]
     script.update(args, policy, torch.optim.SGD(learned, lr=1.0), aids, table, part, 0.01)

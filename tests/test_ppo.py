@@ -112,8 +112,9 @@ def test_what_is_not_finite_is_not_learned(script):
     optimizer = torch.optim.Adam([*policy.parameters(), *aids.heads.parameters()])
     before = [parameter.clone() for parameter in policy.parameters()]
     args.norm_adv = False
+    batch, _ = script.with_advantages(args, batch._replace(reward=batch.reward / 0))
     with pytest.raises(RunError, match="gradient"):
-        script.update(args, policy, optimizer, aids, TOY.observations, batch._replace(reward=batch.reward / 0), 0.0)
+        script.update(args, policy, optimizer, aids, TOY.observations, batch, 0.0)
     assert all(torch.equal(old, new) for old, new in zip(before, policy.parameters(), strict=True))
 
 
@@ -274,6 +275,38 @@ def test_what_is_annealed_is_linear_until_the_end_and_constant_when_switched_off
     assert [ppo_palmer.annealed(args, progress) for progress in (0, 0.25, 1, 1.5)] == [1.0, 0.75, 0.0, 0.0]
     args.anneal = False
     assert ppo_palmer.annealed(args, 0.7) == 1.0
+
+
+def entropy_coefficient(progress, solved, spread=1.0, **flags):
+    args = ppo_palmer.Args(**{"ent_coef": 0.0, "solved_ent_coef": 1.0} | flags)
+    return ppo_palmer.entropy_coefficient(args, progress, solved, torch.tensor(spread)).item()
+
+
+@pytest.mark.parametrize(
+    "progress, solved, rise",
+    [(0, 0, 0), (0, 0.9, 0), (0.5, 0.95, 0.5), (0, 1, 1), (0.6, 1, 1), (0.8, 1, 0.5), (0.8, 0.95, 0.25), (1, 1, 0)],
+)
+def test_a_sure_agent_tries_more_until_the_run_comes_to_its_end(progress, solved, rise):
+    assert entropy_coefficient(progress, solved) == pytest.approx(rise)
+    assert entropy_coefficient(progress, solved, spread=0.1) == pytest.approx(10 * rise), "in units of rewards"
+    assert entropy_coefficient(progress, solved, solved_ent_coef=0.0) == 0
+    left = 1 - progress
+    assert entropy_coefficient(progress, solved, ent_coef=0.6) == pytest.approx(max(0.6 * left, rise)), "the least"
+    assert entropy_coefficient(progress, 1.0, anneal=False) == 1, "which goes with the learning rate"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_spread_is_what_advantages_were_divided_by(script):
+    args, _, _, batch, _ = toy_rollout(script, visit_bonus=0.25)
+    plain, returns = script.advantages(args, batch)
+    for norm_adv, least in ((True, 0.0), (True, 9.0), (False, 0.0)):
+        args.norm_adv = norm_adv
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(script, "LEAST_SPREAD", least)
+            found, spread = script.with_advantages(args, batch)
+        expected = max(plain.std(correction=0).item(), least) if norm_adv else 1.0
+        assert spread.item() == pytest.approx(expected) and torch.equal(found.returns, returns)
+        torch.testing.assert_close(found.advantage * spread, plain - (plain.mean() if norm_adv else 0))
 
 
 def test_a_few_first_episodes_prove_nothing():

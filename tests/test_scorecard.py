@@ -19,6 +19,7 @@ ABLATED = {
     "no_recall_at_all": {"recall_coef", "age_coef"},
     "no_visit_bonus": {"visit_bonus"},
     "plain_ppo": {"recall_coef", "age_coef", "visit_bonus", "alone_coef"},
+    "no_solved_entropy": {"solved_ent_coef"},
     "no_memory": {"forget"},
 }
 DIFFERENT = {
@@ -59,6 +60,13 @@ def test_an_ablation_is_palmer_without_one_part(agent, tmp_path, monkeypatch):
     script, settings = settings_of(words, monkeypatch)
     different = {name for name, value in settings.items() if value != palmers[name]}
     assert script == "ppo_palmer.py" and different == ABLATED.get(agent, set())
+
+
+@pytest.mark.parametrize("length", [100, 250, 500])
+def test_a_solved_agent_has_no_use_for_a_late_step_in_a_tmaze(length):
+    """Where a step too late costs less than a nat of entropy is worth, a solved agent would dither."""
+    cheap = 1 / length < ppo_palmer.Args.solved_ent_coef
+    assert ("--solved-ent-coef 0" in TASKS[f"tmaze_passive_{length}"].flags) == cheap
 
 
 @pytest.fixture

@@ -38,8 +38,9 @@ def make_agent(script, args, envs, learning_rate=1e-3):
 
 
 def play(script, args, policy, envs, aids, carry, fading=1.0):
-    """A rollout, with the bonus."""
-    return aids.first_visits(*script.rollout(args, policy, envs, carry), fading)
+    """A rollout, with bonus and advantages."""
+    batch, carry = aids.first_visits(*script.rollout(args, policy, envs, carry), fading)
+    return script.with_advantages(args, batch)[0], carry
 
 
 class ScriptedEnvs:
