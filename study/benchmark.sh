@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Repeat the published experiments, JOBS runs at a time, one thread each:
+# Repeat the published experiments that are not on the scorecard (study/scorecard.py), JOBS runs at a time, one thread
+# each:
 #
-#   JOBS=2 bash study/benchmark.sh main        # 3 agents x 4 mazes x 5 seeds
 #   bash study/benchmark.sh alone              # PALMER with the whole machine until 0.99, one run at a time
-#   JOBS=2 bash study/benchmark.sh ablations   # PALMER on two mazes, one thing changed at a time
 #   JOBS=2 bash study/benchmark.sh original    # the settings of the original publication, updated correctly
 #   JOBS=2 bash study/benchmark.sh larger      # trained on mazes of size 25 and 33
-#   bash study/benchmark.sh generalise         # after main: trained on S17Random, played on larger mazes
+#   bash study/benchmark.sh generalise         # the scorecard's agents of S17Random, played on larger mazes
 #
 # Runs go to runs/PART/..., tables to results/PART/, where a finished one replaces the one before. The command can be
 # repeated and goes on where it was cut, see scripts/sweep.sh, whose ALGOS, ENVS and SEEDS hold here too; generalise
@@ -19,28 +18,26 @@ source scripts/check_settings.sh
 maze() { echo "MiniGrid-Memory$1-v0"; }
 
 part=$*
-algos="palmer lstm trxl" envs="$(maze S11) $(maze S13) $(maze S13Random) $(maze S17Random)" seeds="1 2 3 4 5"
+algos="palmer lstm trxl" envs="$(maze S11) $(maze S13) $(maze S13Random) $(maze S17Random)" seeds="11 12 13 14 15"
 case $part in
-main) ;;
 alone)
     [[ ${ALGOS-palmer} == palmer ]] || refuse "ALGOS=$ALGOS: must be palmer, which alone trains"
     algos=palmer JOBS=1 # sweep.sh gives a single run all cores
     ;;
-ablations) algos=palmer envs="$(maze S11) $(maze S17Random)" ;;
 original)
-    SEEDS=${ORIGINAL_SEEDS=1}
+    SEEDS=${ORIGINAL_SEEDS=11}
     check_seeds ORIGINAL_SEEDS
     ;;
 larger)
-    envs="$(maze S25Random) $(maze S33Random)" SEEDS=${LARGER_SEEDS=1 2 3}
+    envs="$(maze S25Random) $(maze S33Random)" SEEDS=${LARGER_SEEDS=11 12 13}
     check_seeds LARGER_SEEDS
     ;;
 generalise)
     for setting in ALGOS ENVS SEEDS; do
-        [[ -z ${!setting+set} ]] || refuse "$setting: must not be set, as generalise plays all agents of main"
+        [[ -z ${!setting+set} ]] || refuse "$setting: must not be set, as generalise plays all agents of S17Random"
     done
     ;;
-*) refuse "'$part': must be main, alone, ablations, original, larger or generalise" ;;
+*) refuse "'$part': must be alone, original, larger or generalise" ;;
 esac
 if [[ $part != generalise ]]; then
     export ALGOS=${ALGOS-$algos} ENVS=${ENVS-$envs} SEEDS=${SEEDS-$seeds} JOBS=${JOBS-2}
@@ -61,7 +58,7 @@ sweep() { # experiment, then flags of the training scripts
 check_agents() { # checkpoints
     local checkpoint
     (($# > 0)) ||
-        refuse "generalise: runs/main has no agent of S17Random; train them with bash study/benchmark.sh main"
+        refuse "generalise: runs/scorecard has no agent of S17Random; python -m study.scorecard trains them"
     for checkpoint in "$@"; do
         [[ -e ${checkpoint%/*}/summary.json ]] ||
             refuse "generalise: ${checkpoint%/*} has not finished; finish it first"
@@ -89,9 +86,9 @@ generalise() { # name of the table, then checkpoints of agents trained on S17Ran
 
 if [[ $part == generalise ]]; then
     shopt -s nullglob # a pattern that no file fits is none
-    agents=(runs/main/*S17Random*/checkpoint.pt)
+    agents=(runs/scorecard/s17random/{palmer,lstm,trxl}/*/checkpoint.pt)
     # The ablations that solve S17Random, if they were run: do they differ where the maze is new?
-    ablated=(runs/ablations/{fixed_gate,no_alone}/*S17Random*/checkpoint.pt)
+    ablated=(runs/scorecard/s17random/palmer_{fixed_gate,no_alone}/*/checkpoint.pt)
     check_agents "${agents[@]}"
     ((${#ablated[@]} == 0)) || check_agents "${ablated[@]}"
 fi
@@ -100,20 +97,8 @@ setup_env requirements.txt
 export PYTHON
 failed=0
 case $part in
-main)
-    sweep ""
-    ;;
 alone)
     sweep "" --stop-at-success 0.99 --eval-every 0
-    ;;
-ablations)
-    sweep no_memory --forget
-    sweep no_recall --age-coef 0 --recall-coef 0
-    sweep no_age --age-coef 0
-    sweep no_bonus --visit-bonus 0
-    sweep no_alone --alone-coef 0
-    sweep plain_ppo --age-coef 0 --recall-coef 0 --visit-bonus 0 --alone-coef 0
-    sweep fixed_gate --fixed-gate 0.5
     ;;
 original)
     for algo in $ALGOS; do
@@ -135,7 +120,7 @@ generalise)
     export OMP_NUM_THREADS=1
     generalise runs "${agents[@]}"
     for experiment in fixed_gate no_alone; do
-        checkpoints=(runs/ablations/"$experiment"/*S17Random*/checkpoint.pt)
+        checkpoints=(runs/scorecard/s17random/palmer_"$experiment"/*/checkpoint.pt)
         if ((${#checkpoints[@]} > 0)); then
             generalise $experiment "${checkpoints[@]}"
         fi

@@ -1,10 +1,10 @@
 """Gather finished runs into the tables that the report is made of.
 
-    python -m study.collect_results runs/main results/main
+    python -m study.collect_results runs/larger results/larger
     python -m study.collect_results --add runs/scorecard results/scorecard     beside the runs that are there already
 
 Every folder with a summary.json at any depth below the first folder is a run; the folders between them name its
-experiment ("" for runs/main/RUN, "no_recall" for runs/ablations/no_recall/RUN). Writes, into the second folder,
+experiment ("" for runs/larger/RUN, "s13/lstm" for runs/scorecard/s13/lstm/RUN). Writes, into the second folder,
 
     runs.csv    a row for each run: the columns of sweep_table.py, the least training success after 0.99 was reached,
                 threads, commit and command

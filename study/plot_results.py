@@ -32,6 +32,8 @@ from study.figures import (
     replace_table,
     save,
 )
+from study.plot_scorecard import is_maze
+from study.scorecard import TASKS
 
 ENVS = {
     f"MiniGrid-Memory{name}-v0": name
@@ -65,6 +67,12 @@ def shortest() -> dict[str, float]:
     """Mean episode length of the best possible policy on each environment, from study/shortest_ways.py."""
     table = read("shortest", "runs")
     return {} if table is None else dict(zip(table["env"], table["length"], strict=True))
+
+
+def of_mazes(name: str) -> pd.DataFrame:
+    """The rows of results/scorecard/{name}.csv that are the maze study's: all three agents, nothing changed."""
+    table = read("scorecard", name)
+    return table[table["experiment"].isin([f"{maze}/{agent}" for maze in TASKS if is_maze(maze) for agent in AGENTS])]
 
 
 # ------------------------------------------------------------------------------------------------ figures
@@ -392,18 +400,18 @@ def groups(runs: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]
 
 def check_inputs() -> None:
     """Ends the program, before anything is drawn, where a table that is needed is missing."""
-    for part in ("main", "ablations", "original", "larger"):
+    for part in ("scorecard", "ablations", "original", "larger"):
         files = [figures.ROOT / "results" / part / f"{name}.csv" for name in ("runs", "curves")]
         missing = [file for file in files if not file.is_file()]
-        if missing and (part == "main" or len(missing) == 1):
+        if missing and (part == "scorecard" or len(missing) == 1):
             name = missing[0].relative_to(figures.ROOT).as_posix()
-            refuse(f"{name} is missing; make it with: bash study/benchmark.sh {part}")
+            refuse(f"{name} is missing; results/README.md says what makes it")
 
 
 def main() -> None:
     Parser(description="Make the report's figures and tables out of results/.").parse_args()
     check_inputs()
-    runs, curves = read("main", "runs"), read("main", "curves")
+    runs, curves = of_mazes("runs"), of_mazes("curves")
     plot_training(curves, "success", "success of the last 500 episodes", "success")
     plot_training(curves, "length", "episode length", "length")
     plot_training(curves, "return", "episode return", "return")
@@ -421,12 +429,9 @@ def main() -> None:
         replace_table("alone", markdown(alone_table(alone)))
 
     if (ablated := read("ablations", "runs")) is not None:
-        unchanged = (runs["algo"] == "palmer") & runs["env"].isin(ablated["env"])
-        table = pd.concat([runs[unchanged], ablated])
-        replace_table("ablations", markdown(experiments_table(table, ABLATIONS, agents=False)))
-        replace_table("ablated better", markdown(ablated_better_table(table)))
-        unchanged = (curves["algo"] == "palmer") & curves["env"].isin(ablated["env"])
-        plot_experiments(pd.concat([curves[unchanged], read("ablations", "curves")]), ABLATIONS, "ablations")
+        replace_table("ablations", markdown(experiments_table(ablated, ABLATIONS, agents=False)))
+        replace_table("ablated better", markdown(ablated_better_table(ablated)))
+        plot_experiments(read("ablations", "curves"), ABLATIONS, "ablations")
 
     if (original := read("original", "runs")) is not None:
         replace_table("original", markdown(experiments_table(original, ORIGINAL, agents=True)))

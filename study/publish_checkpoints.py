@@ -1,6 +1,6 @@
 """Strip checkpoints to what playing needs, for pretrained/.
 
-    python -m study.publish_checkpoints runs/main pretrained --seed 1
+    python -m study.publish_checkpoints runs/scorecard/s13/palmer pretrained
 
 Keeps the policy, its training arguments, the step, and the heads of the memory aids, which the page asks; leaves out
 the optimiser, the environments and the random state, with which training would go on.
@@ -25,8 +25,8 @@ class Options:
     source: Annotated[Path, tyro.conf.Positional] = tyro.MISSING
     """folder of run folders"""
     target: Annotated[Path, tyro.conf.Positional] = tyro.MISSING
-    """folder for the stripped files, {algo}__{env}.pt"""
-    seed: Annotated[int, Range(0, 99_999_999)] = 1
+    """folder for the stripped files, {algo}__{task}.pt"""
+    seed: Annotated[int, Range(0, 99_999_999)] = 11
     """publish the runs of this seed"""
 
 

@@ -57,18 +57,6 @@ def benchmark(repository, part, **environment):
     return run(repository, "study/benchmark.sh", *part.split(), PYTHON=sys.executable, **environment)
 
 
-def test_benchmark_runs_every_ablation_and_collects_it(repository):
-    result = benchmark(repository, "ablations", ENVS="Maze-v0", SEEDS="1 2")
-    assert result.returncode == 0, result.stderr
-    rows = list(csv.DictReader((repository / "results/ablations/runs.csv").open()))
-    assert len(rows) == 2 * len({row["experiment"] for row in rows}) == 14
-    command = {row["experiment"]: row["command"] for row in rows}
-    assert command["no_memory"].endswith("--forget")
-    assert command["no_age"].split()[-2:] == ["--age-coef", "0"] and "--recall-coef" not in command["no_age"]
-    assert command["plain_ppo"].endswith("--age-coef 0 --recall-coef 0 --visit-bonus 0 --alone-coef 0")
-    assert {row["algo"] for row in rows} == {"palmer"}
-
-
 def test_benchmark_repeats_the_original_with_its_one_lstm_layer(repository):
     result = benchmark(repository, "original")
     assert result.returncode == 0, result.stderr
@@ -84,7 +72,7 @@ def test_benchmark_repeats_the_original_with_its_one_lstm_layer(repository):
         )
 
 
-@pytest.mark.parametrize("part", ["main", "alone", "ablations", "original", "larger"])
+@pytest.mark.parametrize("part", ["alone", "original", "larger"])
 def test_every_run_of_the_benchmark_is_one_that_its_script_accepts(repository, part, monkeypatch):
     names = {"SEEDS": "1", "LARGER_SEEDS": "1"}
     assert benchmark(repository, part, **names).returncode == 0
@@ -96,7 +84,7 @@ def test_every_run_of_the_benchmark_is_one_that_its_script_accepts(repository, p
         args = parse_args(script.Args, script.PRESETS)
         check_args(args)
         assert args.num_envs % args.num_minibatches == 0
-    assert {row["algo"] for row in rows} == ({"palmer"} if part in ("alone", "ablations") else set(POLICIES))
+    assert {row["algo"] for row in rows} == ({"palmer"} if part == "alone" else set(POLICIES))
 
 
 def test_benchmark_gives_a_run_alone_the_whole_machine(repository):
@@ -107,32 +95,33 @@ def test_benchmark_gives_a_run_alone_the_whole_machine(repository):
 
 
 def test_benchmark_goes_on_after_a_failure_and_tells(repository):
-    result = benchmark(repository, "main", ENVS="Maze-v0", SEEDS="1 2", ALGOS="lstm", FAILING_SEED="1")
+    settings = {"ENVS": "Maze-v0", "LARGER_SEEDS": "1 2", "ALGOS": "lstm"}
+    result = benchmark(repository, "larger", **settings, FAILING_SEED="1")
     assert result.returncode == 1
     assert "1 runs are unfinished" in result.stderr
-    assert len(list(csv.DictReader((repository / "results/main/runs.csv").open()))) == 1
-    assert benchmark(repository, "main", ENVS="Maze-v0", SEEDS="1 2", ALGOS="lstm").returncode == 0
+    assert len(list(csv.DictReader((repository / "results/larger/runs.csv").open()))) == 1
+    assert benchmark(repository, "larger", **settings).returncode == 0
 
 
-@pytest.mark.parametrize("part", ["everything", "", "main --total-timesteps 100", "main alone"])
+@pytest.mark.parametrize("part", ["everything", "", "larger --total-timesteps 100", "larger alone"])
 def test_benchmark_refuses_an_unknown_part(repository, part):
     result = benchmark(repository, part)
     assert result.returncode == 2
-    assert "must be main, alone, ablations" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert "must be alone, original, larger" in result.stderr and len(result.stderr.splitlines()) == 1
     assert not (repository / "runs").exists()
 
 
 @pytest.mark.parametrize(
     ("part", "settings", "sentence"),
     [
-        ("main", {"ENVS": " "}, "ENVS: is empty; must be ids of environments"),
-        ("main", {"SEEDS": "1 x"}, "SEEDS: x: must be whole numbers from 0 to 99,999,999"),
-        ("ablations", {"JOBS": "0"}, "JOBS=0: must be a whole number from 1 to 9999"),
+        ("alone", {"ENVS": " "}, "ENVS: is empty; must be ids of environments"),
+        ("alone", {"SEEDS": "1 x"}, "SEEDS: x: must be whole numbers from 0 to 99,999,999"),
+        ("larger", {"JOBS": "0"}, "JOBS=0: must be a whole number from 1 to 9999"),
         ("original", {"ALGOS": "dqn"}, "ALGOS: there is no ppo_dqn.py; use palmer, lstm or trxl"),
         ("original", {"ORIGINAL_SEEDS": "x"}, "ORIGINAL_SEEDS: x: must be whole numbers from 0 to 99,999,999"),
         ("larger", {"LARGER_SEEDS": ""}, "LARGER_SEEDS: is empty; must be whole numbers from 0 to 99,999,999"),
         ("alone", {"ALGOS": "lstm"}, "ALGOS=lstm: must be palmer, which alone trains"),
-        ("generalise", {"SEEDS": "1"}, "SEEDS: must not be set, as generalise plays all agents of main"),
+        ("generalise", {"SEEDS": "1"}, "SEEDS: must not be set, as generalise plays all agents of S17Random"),
     ],
 )
 def test_benchmark_refuses_wrong_settings_before_anything_starts(repository, part, settings, sentence):
@@ -143,7 +132,7 @@ def test_benchmark_refuses_wrong_settings_before_anything_starts(repository, par
 
 def test_benchmark_ends_at_the_first_sweep_that_is_refused(repository):
     (repository / "scripts/check_sweep.py").write_text("import sys; print('error: no', file=sys.stderr); sys.exit(2)")
-    result = benchmark(repository, "ablations")
+    result = benchmark(repository, "original")
     assert (result.returncode, result.stderr) == (2, "error: no\n")
     assert not (repository / "results").exists()
 
@@ -156,6 +145,9 @@ if flags["--checkpoint"] == os.environ.get("FAILING_AGENT"):
     sys.exit("error: evaluation fails on purpose")
 print(json.dumps(flags))
 """
+
+
+SCORED = "runs/scorecard/s17random"  # the agents that generalise plays
 
 
 def finished_run(repository, folder):
@@ -179,46 +171,44 @@ def test_larger_mazes_are_not_played_without_agents(repository):
     earlier = published_tables(repository)
     result = benchmark(repository, "generalise")
     assert result.returncode == 2
-    assert "runs/main has no agent of S17Random" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert "runs/scorecard has no agent of S17Random" in result.stderr and len(result.stderr.splitlines()) == 1
     assert published_tables(repository) == earlier
 
 
-@pytest.mark.parametrize("unfinished", ["runs/main/lstm__S17Random__s2", "runs/ablations/fixed_gate/S17Random__s1"])
+@pytest.mark.parametrize("unfinished", ["lstm/two", "palmer_fixed_gate/one"])
 def test_larger_mazes_are_not_played_by_agents_that_still_train(repository, unfinished):
     earlier = published_tables(repository)
-    finished_run(repository, "runs/main/lstm__S17Random__s1")
-    (repository / finished_run(repository, unfinished)).with_name("summary.json").unlink()
+    finished_run(repository, f"{SCORED}/lstm/one")
+    (repository / finished_run(repository, f"{SCORED}/{unfinished}")).with_name("summary.json").unlink()
     result = benchmark(repository, "generalise")
-    assert result.returncode == 2 and f"{unfinished} has not finished" in result.stderr
+    assert result.returncode == 2 and f"{SCORED}/{unfinished} has not finished" in result.stderr
     assert published_tables(repository) == earlier
 
 
 def test_a_failed_evaluation_leaves_the_table_as_it_was(repository):
     (repository / "evaluate.py").write_text(EVALUATION)
     earlier = published_tables(repository)
-    finished_run(repository, "runs/main/lstm__S17Random__s1")
-    result = benchmark(
-        repository, "generalise", FAILING_AGENT=finished_run(repository, "runs/main/lstm__S17Random__s2")
-    )
+    finished_run(repository, f"{SCORED}/lstm/one")
+    result = benchmark(repository, "generalise", FAILING_AGENT=finished_run(repository, f"{SCORED}/lstm/two"))
     assert result.returncode == 1 and "evaluation fails on purpose" in result.stderr
-    assert result.stdout.count("runs/main/lstm__S17Random__s1") == 6, "nothing was played before"
+    assert result.stdout.count(f"{SCORED}/lstm/one") == 6, "nothing was played before"
     assert published_tables(repository) == earlier
 
 
 def test_larger_mazes_are_played_by_all_agents(repository):
     (repository / "evaluate.py").write_text(EVALUATION)
     published_tables(repository)
-    agents = [finished_run(repository, f"runs/main/{algo}__S17Random__s1") for algo in ("lstm", "palmer")]
-    ablated = finished_run(repository, "runs/ablations/fixed_gate/palmer__S17Random__s1")
-    finished_run(repository, "runs/main/lstm__S11__s1")
+    agents = [finished_run(repository, f"{SCORED}/{algo}/one") for algo in ("palmer", "lstm")]
+    ablated = finished_run(repository, f"{SCORED}/palmer_fixed_gate/one")
+    finished_run(repository, "runs/scorecard/s11/lstm/one")
     result = benchmark(repository, "generalise")
     assert result.returncode == 0, result.stderr
     tables = published_tables(repository)
     assert tables.keys() == {"runs.jsonl", "fixed_gate.jsonl"}
     games = [json.loads(line) for line in tables["runs.jsonl"].splitlines()]
-    assert [game["--checkpoint"] for game in games] == [agents[0]] * 6 + [agents[1]] * 7
+    assert [game["--checkpoint"] for game in games] == [agents[0]] * 7 + [agents[1]] * 6
     sizes = [int(game["--env-id"].removeprefix("MiniGrid-MemoryS").removesuffix("Random-v0")) for game in games]
-    assert sizes == [17, 21, 25, 33, 49, 65] * 2 + [65]
+    assert sizes == [17, 21, 25, 33, 49, 65, 65] + [17, 21, 25, 33, 49, 65]
     assert [int(game["--max-episode-steps"]) for game in games] == [96 * size // 17 for size in sizes]
     ablated_games = [json.loads(line) for line in tables["fixed_gate.jsonl"].splitlines()]
     assert [game["--checkpoint"] for game in ablated_games] == [ablated] * 7
@@ -409,6 +399,14 @@ def some_runs():
     return pd.DataFrame(rows)
 
 
+def test_the_maze_study_is_the_unchanged_agents_of_the_scorecard(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    (tmp_path / "results/scorecard").mkdir(parents=True)
+    named = ["s13/palmer", "s13/palmer_fixed_gate", "s11/lstm", "noisy_s17random/palmer", "s17random/no_recall"]
+    pd.DataFrame({"experiment": named, "seed": 11}).to_csv(tmp_path / "results/scorecard/runs.csv", index=False)
+    assert list(plot_results.of_mazes("runs")["experiment"]) == ["s13/palmer", "s11/lstm"]
+
+
 def test_main_table_counts_solved_runs_and_takes_medians():
     table = plot_results.main_table(some_runs())
     assert table[1][:5] == ["S11", "14.4", "PALMER", "1 of 3", "0.960 (0.930)"]
@@ -559,9 +557,9 @@ def test_a_figure_stays_until_the_next_one_is_drawn(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("present", "missing"),
     [
-        ([], "main/runs"),
-        (["main/runs"], "main/curves"),
-        (["main/runs", "main/curves", "larger/runs"], "larger/curves"),
+        ([], "scorecard/runs"),
+        (["scorecard/runs"], "scorecard/curves"),
+        (["scorecard/runs", "scorecard/curves", "larger/runs"], "larger/curves"),
     ],
 )
 def test_nothing_is_drawn_unless_all_can_be(present, missing, tmp_path, monkeypatch, capsys):
@@ -572,9 +570,7 @@ def test_nothing_is_drawn_unless_all_can_be(present, missing, tmp_path, monkeypa
     monkeypatch.setattr(sys, "argv", [""])
     with pytest.raises(SystemExit) as stopped:
         plot_results.main()
-    sentence = (
-        f"error: results/{missing}.csv is missing; make it with: bash study/benchmark.sh {missing.split('/')[0]}"
-    )
+    sentence = f"error: results/{missing}.csv is missing; results/README.md says what makes it"
     assert (stopped.value.code, capsys.readouterr().err) == (2, sentence + "\n")
     assert not (tmp_path / "results/figures").exists()
 
@@ -719,7 +715,7 @@ def test_published_checkpoints_play_as_the_whole_ones(tmp_path, capsys):
     run = tmp_path / "runs/lstm__MiniGrid-MemoryS5-v0__s1"
     args = ppo_lstm.Args(**SHORT, total_timesteps=256, run_dir=str(run))
     expected = ppo_lstm.main(args)["evaluation"]
-    publish_checkpoints.main(publish_checkpoints.Options(tmp_path / "runs", tmp_path / "pretrained"))
+    publish_checkpoints.main(publish_checkpoints.Options(tmp_path / "runs", tmp_path / "pretrained", seed=1))
     file = tmp_path / "pretrained/lstm__MiniGrid-MemoryS5-v0.pt"
     assert file.stat().st_size < run.joinpath("checkpoint.pt").stat().st_size / 2
     assert str(tmp_path).encode() not in file.read_bytes(), "no word of where it was made"
@@ -734,7 +730,7 @@ def test_checkpoints_are_published_all_or_none(tmp_path):
         folder.mkdir(parents=True)
         save_checkpoint(folder / "checkpoint.pt", load_checkpoint(PUBLISHED) | {"aids": {}})
     (finished / "summary.json").touch()
-    options = publish_checkpoints.Options(tmp_path / "runs", tmp_path / "pretrained")
+    options = publish_checkpoints.Options(tmp_path / "runs", tmp_path / "pretrained", seed=1)
     with pytest.raises(InputError, match=r"trxl__.*__s1: has not finished"):
         publish_checkpoints.main(options)
     (unfinished / "summary.json").touch()
