@@ -109,6 +109,16 @@ def test_learning_rate_and_entropy_fall_to_nothing_together(tmp_path, anneal):
         assert [value for _, value in logged[f"charts/{name}"]] == pytest.approx([start * share for share in left])
 
 
+@pytest.mark.parametrize("solved", [0.0, 1.0])
+def test_what_is_solved_prices_the_entropy_of_a_run(tmp_path, monkeypatch, solved):
+    monkeypatch.setattr(ppo_palmer.Run, "share_solved", solved)
+    spreads, with_advantages = [], ppo_palmer.with_advantages
+    monkeypatch.setattr(ppo_palmer, "with_advantages", lambda *a: spreads.append(with_advantages(*a)) or spreads[-1])
+    ppo_palmer.main(tiny_args(ppo_palmer, tmp_path, eval_every=0, ent_coef=0.0, solved_ent_coef=0.5))
+    expected = [solved * 0.5 * min(1, 2.5 * (1 - k / 6)) / spread.item() for k, (_, spread) in enumerate(spreads)]
+    assert [value for _, value in tensorboard(tmp_path)["charts/entropy_coefficient"]] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_run_writes_what_it_promises_and_is_evaluated_as_saved(script, tmp_path, capsys):
     summary = script.main(tiny_args(script, tmp_path / "run"))
