@@ -217,7 +217,7 @@ def test_a_missing_package_is_named(program, monkeypatch):
 
 def test_the_lines_in_the_readme_run_without_pytorch(tmp_path):
     """And play as the agent in PyTorch does."""
-    file = ROOT / "pretrained" / "palmer__MiniGrid-MemoryS13-v0.pt"
+    file = ROOT / "pretrained" / "palmer__s13.pt"
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"python export.py --checkpoint {file.relative_to(ROOT)} --onnx palmer.onnx" in text
     (tmp_path / "palmer.onnx").write_bytes(exported(file, {})[2])

@@ -40,7 +40,7 @@ from study import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-PUBLISHED = ROOT / "pretrained/palmer__MiniGrid-MemoryS11-v0.pt"
+PUBLISHED = ROOT / "pretrained/palmer__s11.pt"
 SHORT = {"env_id": "MiniGrid-MemoryS5-v0", "num_envs": 8, "num_steps": 16, "num_minibatches": 2, "width": 16}
 SHORT |= {"cuda": False, "eval_every": 0, "final_eval_episodes": 4, "obs_mode": "symbolic"}
 
@@ -863,7 +863,7 @@ def test_measuring_refuses_what_it_cannot_measure(script, tmp_path):
 
 
 def test_the_gate_is_measured_where_there_is_one(tmp_path):
-    published = ROOT / "pretrained/lstm__MiniGrid-MemoryS11-v0.pt"
+    published = ROOT / "pretrained/lstm__s11.pt"
     with pytest.raises(InputError, match="holds lstm, which has no gate"):
         measure_gate.main(measure_gate.Options((published,), tmp_path / "out.csv"))
 
