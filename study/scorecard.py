@@ -198,7 +198,9 @@ TASKS = {
         "an LSTM solves it, a Transformer does not (Lu et al. 2024)",
         flags=f"--num-envs 8 --num-steps 128 {JUDGED} {FOUND_LATE}",
     ),
-    "recall_xor_parity": Task("palmer/RecallXorParity-v0", 600_000, "success", 1, 0.95, flags=JUDGED),
+    "recall_xor_parity": Task(
+        "palmer/RecallXorParity-v0", 600_000, "success", 1, 0.95, flags=f"{JUDGED} {FOUND_LATE}"
+    ),
 }
 AGENTS = {  # script and flags
     "palmer": ("palmer", ""),
