@@ -1,8 +1,11 @@
 """study/scorecard.py: every agent gets the same settings of a task, and what is cut goes on where it was."""
 
+import csv
 import json
+import shlex
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +15,8 @@ import ppo_trxl
 from harness.flags import parse_args
 from harness.input_error import InputError
 from study import scorecard
+from study.figures import markdown
+from study.plot_scorecard import settings_table
 from study.scorecard import ABLATIONS, AGENTS, TASKS, WITHOUT_FLAG, Options
 
 ABLATED = {
@@ -27,6 +32,7 @@ DIFFERENT = {
     "palmer_fixed_gate": {"fixed_gate"},
     "palmer_no_age": {"age_coef"},
 }
+RESULTS = Path(__file__).resolve().parent.parent / "results/scorecard/runs.csv"
 SCRIPTS = {"palmer": ppo_palmer, "lstm": ppo_lstm, "trxl": ppo_trxl}
 
 
@@ -48,6 +54,23 @@ def test_each_command_is_one_that_its_script_takes(task, agent, tmp_path, monkey
     _, palmers = settings_of(scorecard.command(Options(out=tmp_path), task, "palmer", 11), monkeypatch)
     different = {name for name, value in settings.items() if value != palmers[name]}
     assert different == DIFFERENT.get(agent, set())
+
+
+def test_published_rows_were_made_with_the_settings_of_their_task(tmp_path, monkeypatch):
+    """A setting that changes would leave rows behind that `python -m study.scorecard` no longer makes."""
+    with open(RESULTS, newline="", encoding="utf-8") as opened:
+        rows = list(csv.DictReader(opened))
+    assert rows
+    monkeypatch.chdir(tmp_path)  # where no run of one's own could be gone on with
+    for row in rows:
+        task, agent = row["experiment"].split("/")
+        words = scorecard.command(Options(), task, agent, int(row["seed"]))
+        assert row["command"] == shlex.join(["python", *words])
+
+
+def test_the_report_gives_the_settings_of_each_task():
+    report = (RESULTS.parents[2] / "REPORT.md").read_text(encoding="utf-8")
+    assert f"<!-- table settings -->\n{markdown(settings_table())}\n<!-- end -->" in report
 
 
 @pytest.mark.parametrize("agent", ABLATIONS)
