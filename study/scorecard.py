@@ -53,8 +53,8 @@ NI = "solved by a DQN with a Transformer (Ni et al. 2023)"
 THEIR_TMAZE = "--last-action --last-reward"  # what the agents of the T-maze's authors see
 # Where an action is judged at once, or is the last, and changes nothing of what comes: nothing to look ahead to.
 JUDGED = "--gamma 0"
-# Where the right answer is found late, chance has to be kept up for longer.
-FOUND_LATE = "--ent-coef 0.05"
+# Where the right answer is found late, as it has to be made of all that came, chance has to be kept up until then.
+FOUND_LATE = "--ent-coef 0.2"
 
 
 def popgym(name: str) -> str:
@@ -114,7 +114,7 @@ TASKS = {
         window="--memory-length 128",
     ),
     "repeat_and_parity": Task(
-        "palmer/RepeatAndParity-v0", 2_000_000, "return", 1, 0.95, flags=f"--num-steps 64 {JUDGED}"
+        "palmer/RepeatAndParity-v0", 2_000_000, "return", 1, 0.95, flags=f"--num-steps 64 {JUDGED} {FOUND_LATE}"
     ),
     "autoencode_easy": Task(
         popgym("AutoencodeEasy"),
