@@ -190,7 +190,7 @@ TASKS = {
     ),
     "parity_25": Task(
         "palmer/Parity-v0",
-        1_000_000,
+        2_000_000,
         "success",
         1,
         0.99,
