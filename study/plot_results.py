@@ -116,7 +116,7 @@ def plot_experiments(curves: pd.DataFrame, labels: dict[str, str], name: str) ->
     save(figure, name)
 
 
-def plot_gate(curves: pd.DataFrame, name: str) -> None:
+def plot_gate(curves: pd.DataFrame) -> None:
     """Counterpart of the original's figure 5: mean of the gate against steps, and its spread over elements."""
     rows = curves[curves["algo"] == "palmer"]
     envs = [env for env in ENVS if env in set(rows["env"])]
@@ -132,7 +132,7 @@ def plot_gate(curves: pd.DataFrame, name: str) -> None:
         ax.set(title=ENVS[env], xlabel="environment steps (millions)", ylim=(0, 1))
     axes[0].set_ylabel("gate (1: Transformer, 0: LSTM)")
     axes[-1].legend(frameon=False)
-    save(figure, name)
+    save(figure, "gate")
 
 
 def plot_starts(starts: pd.DataFrame, env: str) -> None:
@@ -205,7 +205,7 @@ def aggregates_table(runs: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
-def plot_profiles(runs: pd.DataFrame, name: str) -> None:
+def plot_profiles(runs: pd.DataFrame) -> None:
     """Share of runs that had reached 0.99 success after so many steps, and after so many seconds."""
     figure, axes = panels(2)
     for ax, column, scale, label in (
@@ -224,7 +224,7 @@ def plot_profiles(runs: pd.DataFrame, name: str) -> None:
         ax.set(xlabel=label, ylim=(0, 1.02))
     axes[0].set_ylabel("share of runs at 0.99")
     axes[1].legend(frameon=False, loc="lower right")
-    save(figure, name)
+    save(figure, "profiles")
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -399,34 +399,31 @@ def groups(runs: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]
 
 def check_inputs() -> None:
     """Ends the program, before anything is drawn, where a table that is needed is missing."""
-    for part in ("scorecard", "earlier_mazes", "ablations", "original", "larger"):
+    for part in ("scorecard", "ablations", "original", "larger"):
         files = [figures.ROOT / "results" / part / f"{name}.csv" for name in ("runs", "curves")]
         missing = [file for file in files if not file.is_file()]
-        if missing and (part in ("scorecard", "earlier_mazes") or len(missing) == 1):
+        if missing and (part == "scorecard" or len(missing) == 1):
             name = missing[0].relative_to(figures.ROOT).as_posix()
             refuse(f"{name} is missing; results/README.md says what makes it")
 
 
-def maze_study(runs: pd.DataFrame, curves: pd.DataFrame, prefix: str) -> None:
-    """All tables and figures of one round of the maze study, their names behind the prefix."""
-    figure = prefix.replace(" ", "_")
-    plot_training(curves, "success", "success of the last 500 episodes", f"{figure}success")
-    plot_training(curves, "length", "episode length", f"{figure}length")
-    plot_training(curves, "return", "episode return", f"{figure}return")
-    plot_gate(curves, f"{figure}gate")
-    replace_table(f"{prefix}main", markdown(main_table(runs)))
+def maze_study(runs: pd.DataFrame, curves: pd.DataFrame) -> None:
+    """All tables and figures of the maze study."""
+    plot_training(curves, "success", "success of the last 500 episodes", "success")
+    plot_training(curves, "length", "episode length", "length")
+    plot_training(curves, "return", "episode return", "return")
+    plot_gate(curves)
+    replace_table("main", markdown(main_table(runs)))
     complete = complete_seeds(runs)
     if complete["seed"].nunique() >= LEAST_SEEDS:
-        plot_profiles(complete, f"{figure}profiles")
-        replace_table(f"{prefix}aggregates", markdown(aggregates_table(complete)))
+        plot_profiles(complete)
+        replace_table("aggregates", markdown(aggregates_table(complete)))
 
 
 def main() -> None:
     Parser(description="Make the report's figures and tables out of results/.").parse_args()
     check_inputs()
-    maze_study(of_mazes("runs"), of_mazes("curves"), "")
-    runs, curves = read("earlier_mazes", "runs"), read("earlier_mazes", "curves")
-    maze_study(runs, curves, "earlier ")
+    maze_study(of_mazes("runs"), of_mazes("curves"))
 
     if (gate := read("gate", "runs")) is not None:
         replace_table("gate", markdown(gate_table(gate)))
@@ -435,12 +432,9 @@ def main() -> None:
         replace_table("alone", markdown(alone_table(alone)))
 
     if (ablated := read("ablations", "runs")) is not None:
-        unchanged = (runs["algo"] == "palmer") & runs["env"].isin(ablated["env"])
-        table = pd.concat([runs[unchanged], ablated])
-        replace_table("ablations", markdown(experiments_table(table, ABLATIONS, agents=False)))
-        replace_table("ablated better", markdown(ablated_better_table(table)))
-        unchanged = (curves["algo"] == "palmer") & curves["env"].isin(ablated["env"])
-        plot_experiments(pd.concat([curves[unchanged], read("ablations", "curves")]), ABLATIONS, "ablations")
+        replace_table("ablations", markdown(experiments_table(ablated, ABLATIONS, agents=False)))
+        replace_table("ablated better", markdown(ablated_better_table(ablated)))
+        plot_experiments(read("ablations", "curves"), ABLATIONS, "ablations")
 
     if (original := read("original", "runs")) is not None:
         replace_table("original", markdown(experiments_table(original, ORIGINAL, agents=True)))

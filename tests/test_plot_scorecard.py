@@ -97,15 +97,16 @@ def test_an_agent_without_a_run_has_an_empty_cell():
     assert row[2] == row[6] == "" and row[-2:] == ["", ""] and all(row[7:-2])
 
 
-def test_the_short_card_has_what_there_is_of_the_recipe_and_of_the_earlier_one():
+def test_the_short_card_has_the_command_of_each_task_and_the_medians():
     runs = card(("parity_25", "repeat_previous_medium"))
     runs = runs[~((runs["agent"] == "trxl") & (runs["task"] == "parity_25"))]
-    earlier = card(("parity_25",), seeds=(11, 12))
-    row, parity = plot_scorecard.short_table(runs, earlier)[1:]
+    row, parity = plot_scorecard.short_table(runs)[1:]
     assert row[0] == "RepeatPreviousMedium" and row[3] == "best of 13 models 0.789, GRU -0.315"
     assert row[1].startswith("`popgym:popgym-RepeatPreviousMedium-v0 --num-steps 64") and "  " not in row[1]
-    assert row[4:] == ["3", "0.888", "0.188", "0.588", "", "", "", ""]
-    assert parity[4:] == ["3", "0.900", "0.200", "", "2", "0.900", "0.200", "0.600"]
+    assert row[4:] == ["3", "0.888", "0.188", "0.588"]
+    assert parity[4:] == ["3", "0.900", "0.200", ""]
+    fewer = runs[~((runs["agent"] == "lstm") & (runs["seed"] == 13))]
+    assert plot_scorecard.short_table(fewer)[1][4] == "2", "of the agent with the fewest"
 
 
 def test_only_what_all_agents_have_is_compared():

@@ -559,12 +559,7 @@ def test_a_figure_stays_until_the_next_one_is_drawn(tmp_path, monkeypatch):
     [
         ([], "scorecard/runs"),
         (["scorecard/runs"], "scorecard/curves"),
-        (["scorecard/runs", "scorecard/curves"], "earlier_mazes/runs"),
-        (
-            [f"{part}/{table}" for part in ("scorecard", "earlier_mazes") for table in ("runs", "curves")]
-            + ["larger/runs"],
-            "larger/curves",
-        ),
+        (["scorecard/runs", "scorecard/curves", "larger/runs"], "larger/curves"),
     ],
 )
 def test_nothing_is_drawn_unless_all_can_be(present, missing, tmp_path, monkeypatch, capsys):
