@@ -402,7 +402,8 @@ def plot_card_curves(curves: pd.DataFrame, prefix: str) -> None:
             if rows[column].notna().any():
                 band(ax, *by_seed(rows, column), LABELS[agent], SHADES[agent])
         ax.axhline(chance[name], color="grey", lw=0.8, ls=":")
-    handles = [plt.Line2D([], [], color=SHADES[agent], label=LABELS[agent]) for agent in AGENTS]
+    there = [agent for agent in AGENTS if agent in set(curves["agent"])]
+    handles = [plt.Line2D([], [], color=SHADES[agent], label=LABELS[agent]) for agent in there]
     next(iter(panels.values())).legend(handles=handles, frameon=False, fontsize=6)
     figure.supxlabel("environment steps (millions)", fontsize=8)
     save(figure, f"{prefix}scorecard_curves")

@@ -334,7 +334,7 @@ def test_tables_and_figures_are_made_of_what_there_is(results, tmp_path):
         table.to_csv(results / f"{name}.csv", index=False)
     plot_scorecard.main()
     text = document.read_text()
-    assert "interquartile" in text and "| parity of up to 25 bits | 1M | 3 |" in text
+    assert "interquartile" in text and "| parity of up to 25 bits | 2M | 3 |" in text
     drawn = sorted(file.name for file in (tmp_path / "results/figures").iterdir())
     assert drawn == ["scorecard_ages.png", "scorecard_curves.png", "scorecard_profiles.png"]
     assert "| 0.900 | 0.700 | 0.600 | 0.500 | 0.800 |" in text
