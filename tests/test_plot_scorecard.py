@@ -340,6 +340,16 @@ def test_tables_and_figures_are_made_of_what_there_is(results, tmp_path):
     assert "| 0.900 | 0.700 | 0.600 | 0.500 | 0.800 |" in text
 
 
+def test_the_legend_names_the_agents_that_are_drawn(results, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plot_scorecard, "save", lambda figure, name: figures.append(figure))
+    points = [{"step": step, "success": 0.5, "return": math.nan, "seed": 11} for step in (10_000, 20_000)]
+    curves = [{"experiment": f"parity_25/{agent}", **point} for agent in ("lstm", "palmer") for point in points]
+    plot_scorecard.plot_card_curves(pd.DataFrame(curves), "")
+    (legend,) = (ax.get_legend() for ax in figures[0].axes if ax.get_legend())
+    assert [text.get_text() for text in legend.get_texts()] == ["PALMER", "PPO-LSTM"]
+
+
 def test_longer_streams_have_a_column_each():
     rows = [
         {"task": "parity_25", "agent": agent, "seed": seed, "length": length, "success": success + seed / 1000}
