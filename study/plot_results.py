@@ -254,6 +254,55 @@ def main_table(runs: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
+def ends_table(runs: pd.DataFrame, curves: pd.DataFrame) -> list[list[str]]:
+    """Each agent over all mazes: how its runs end, and how soon they learned. What a maze has one of, a median or a
+    share, is given from the least to the largest maze."""
+    rows = [["agent", "runs", "at 0.99", "at 1.000", "least success", "least greedy", "steps to 0.99"]]
+    rows[0] += ["longer than the shortest", "runs within 10%", "below 0.95 again", "at the lowest"]
+    rows[0] += ["PPO-LSTM's steps in its time", "recall loss at 0.2M", "success at 0.2M"]
+    runs = runs.assign(longer=100 * (runs["length"] / runs["env"].map(shortest()) - 1))
+    clock = runs.groupby(["algo", "env"])["seconds"].median()
+    early = curves[curves["step"] <= 200_000].groupby(["algo", "env", "seed"])[["recall_loss", "success"]].last()
+    for algo, agent in {**AGENTS, "": "all"}.items():
+        ours = runs[runs["algo"] == algo] if algo else runs
+        again = ours["least_success_after_0.99"] < 0.95
+        row = [agent, str(len(ours)), *(str((ours["success"] >= level).sum()) for level in (0.99, 0.9995))]
+        row += [f"{ours['success'].min():.3f}", f"{ours['greedy_success'].min():.3f}", "", ""]
+        row += [str((ours["longer"] <= 10).sum()), str(again.sum()), f"{ours['least_success_after_0.99'].min():.2f}"]
+        row += [""] * 3
+        if algo:
+            mazes = ours.groupby("env")
+            row[6] = between(mazes["steps_to_0.99"].agg(median) / 1e6, "{:.2f}M")
+            row[7] = between(mazes["longer"].median(), "{:.0f}%")
+            row[11] = "" if algo == "lstm" else between(100 * clock["lstm"] / clock[algo], "{:.0f}%")
+            row[12:] = (f"{early.loc[algo][column].median():.2f}" for column in early)
+        rows.append(row)
+    return rows
+
+
+def between(values: pd.Series, text: str) -> str:
+    return f"{number(values.min(), text)} to {number(values.max(), text)}"
+
+
+def pairs_table(runs: pd.DataFrame) -> list[list[str]]:
+    """Of how many pairs of runs, of the same maze and seed, PALMER's is the better; a tie is not."""
+    rows = [["beside", "pairs", "sooner by steps", "sooner by seconds", "shorter ways"]]
+    runs = runs.set_index(["env", "seed"])
+    palmer = runs[runs["algo"] == "palmer"]
+    for algo, agent in AGENTS.items():
+        theirs = runs[runs["algo"] == algo]
+        both = palmer.index.intersection(theirs.index)
+        if algo == "palmer" or not len(both):
+            continue
+        ours, theirs = palmer.loc[both], theirs.loc[both]
+        won = [
+            (ours[column].fillna(np.inf) < theirs[column].fillna(np.inf)).sum()
+            for column in ("steps_to_0.99", "seconds_to_0.99", "length")
+        ]
+        rows.append([agent, str(len(both)), *map(str, won)])
+    return rows
+
+
 def alone_table(runs: pd.DataFrame) -> list[list[str]]:
     rows = [["environment", "runs at 0.99", "threads", "seconds to 0.99: median (least to most)", "steps to 0.99"]]
     for (env, _), group in groups(runs):
@@ -414,6 +463,8 @@ def maze_study(runs: pd.DataFrame, curves: pd.DataFrame) -> None:
     plot_training(curves, "return", "episode return", "return")
     plot_gate(curves)
     replace_table("main", markdown(main_table(runs)))
+    replace_table("ends", markdown(ends_table(runs, curves)))
+    replace_table("pairs", markdown(pairs_table(runs)))
     complete = complete_seeds(runs)
     if complete["seed"].nunique() >= LEAST_SEEDS:
         plot_profiles(complete)

@@ -415,6 +415,46 @@ def test_main_table_counts_solved_runs_and_takes_medians():
     assert [row[0] for row in table[1:]] == ["S11"] * 3 + ["S17Random"] * 3
 
 
+def test_all_mazes_together_tell_how_runs_end_and_how_soon_they_learned():
+    runs = some_runs().assign(**{"least_success_after_0.99": 0.96})
+    palmer, s17, first = runs["algo"] == "palmer", runs["env"].str.contains("S17"), runs["seed"] == 1
+    runs.loc[palmer & s17, "seconds"] = 360.0
+    runs.loc[palmer & s17 & first, ["least_success_after_0.99", "greedy_success", "success"]] = [0.9, 0.999, 0.9996]
+    runs.loc[palmer & s17, "steps_to_0.99"] = [250_000, 300_000, 350_000]
+    curves = [
+        {"algo": algo, "env": env, "seed": seed, "step": step, "recall_loss": loss, "success": 1 - loss}
+        for algo in ("palmer", "lstm", "trxl")
+        for env in set(runs["env"])
+        for seed in (1, 2, 3)
+        for step, loss in ((100_000, 0.5), (199_000, 0.25 if seed == 1 else 0.125), (201_000, 0.0))
+    ]
+    header, ours, lstm, _, everyone = plot_results.ends_table(runs, pd.DataFrame(curves))
+    ours, lstm, everyone = (dict(zip(header, row, strict=True)) for row in (ours, lstm, everyone))
+    assert (ours["runs"], ours["at 0.99"], ours["at 1.000"], ours["least success"]) == ("6", "3", "1", "0.930")
+    assert (ours["least greedy"], lstm["least greedy"]) == ("0.999", "1.000")
+    assert ours["steps to 0.99"] == "0.20M to 0.30M" and lstm["steps to 0.99"] == "0.40M to 0.40M"
+    # the shortest are 14.4 and 15.9 steps, all of these 15
+    assert ours["longer than the shortest"] == "-5% to 4%" and ours["runs within 10%"] == "6"
+    assert (ours["below 0.95 again"], ours["at the lowest"]) == ("1", "0.90")
+    assert (lstm["below 0.95 again"], everyone["below 0.95 again"]) == ("0", "1")
+    assert ours["PPO-LSTM's steps in its time"] == "25% to 100%" and lstm["PPO-LSTM's steps in its time"] == ""
+    assert (ours["recall loss at 0.2M"], ours["success at 0.2M"]) == ("0.12", "0.88")
+    assert (everyone["runs"], everyone["at 0.99"], everyone["steps to 0.99"]) == ("18", "7", "")
+
+
+def test_pairs_are_of_the_same_maze_and_seed():
+    runs = some_runs()
+    palmer, s17 = runs["algo"] == "palmer", runs["env"].str.contains("S17")
+    runs.loc[palmer & (runs["seed"] == 1), "length"] = 14.0
+    runs.loc[palmer & s17 & (runs["seed"] == 2), "steps_to_0.99"] = math.nan  # never, as PPO-TrXL
+    runs = runs[~((runs["algo"] == "trxl") & s17 & (runs["seed"] == 3))]
+    assert plot_results.pairs_table(runs)[1:] == [
+        ["PPO-LSTM", "6", "5", "0", "2"],
+        ["PPO-TrXL", "5", "4", "0", "2"],
+    ]
+    assert plot_results.pairs_table(runs.query("algo == 'palmer'"))[1:] == []
+
+
 def test_alone_table_gives_the_spread_of_the_clock():
     runs = some_runs().query("algo == 'palmer'").assign(threads=2)
     runs.loc[runs["env"].str.contains("S17") & (runs["seed"] == 3), ["steps_to_0.99", "seconds_to_0.99"]] = math.nan
