@@ -1,5 +1,6 @@
 """What the report's figures and tables have in common: results/ is read, drawn, and put into the documents."""
 
+import csv
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -122,11 +123,30 @@ def number_of(tables: dict[str, list[list[str]]], name: str) -> str:
 
     TABLE / CELL / CELL / COLUMN           of the one row with these cells, what stands before a bracket
     TABLE / CELL / CELL / COLUMN / (       what stands in the bracket
+    FILE.csv / LINE / COLUMN               of a run in results/search/FILE.csv
     """
     table, *row, column = name.removesuffix(" / (").split(" / ")
+    if table.endswith(".csv"):
+        try:
+            return number_in(table, *row, column)
+        except (OSError, TypeError, KeyError, ValueError) as error:
+            raise InputError(f"<!-- n {name} -->: must name a line and a column of results/search/.") from error
     head, *rows = tables.get(table) or [[]]
     found = [cells for cells in rows if set(row) <= set(cells)]
     if len(found) != 1 or head.count(column) != 1:
         raise InputError(f"<!-- n {name} -->: must name one row and one column of a table in REPORT.md.")
     outside, _, inside = found[0][head.index(column)].partition(" (")
     return inside.rstrip(")") if name.endswith(" / (") else outside
+
+
+def number_in(file: str, line: str, column: str) -> str:
+    """A number of one run in results/search/: steps in millions, a length with one digit, all else with three.
+
+    Lines are counted as editors do, the first has the columns' names. Raises OSError, KeyError or ValueError where
+    there is no such number.
+    """
+    with open(ROOT / "results" / "search" / file, newline="", encoding="utf-8") as opened:
+        value = dict(enumerate(csv.DictReader(opened), 2))[int(line)][column]
+    if column.startswith("steps"):
+        return number(float(value or "inf") / 1e6, "{:.2f}M")
+    return f"{float(value):.1f}" if "length" in column else f"{float(value):.3f}"

@@ -284,6 +284,27 @@ def test_a_mark_names_one_number(name):
         figures.number_of(figures.tables_of(DOCUMENT), name)
 
 
+def test_numbers_of_single_runs_are_those_of_their_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    (tmp_path / "results/search").mkdir(parents=True)
+    lines = ["changed,steps to 0.99,steps_to_0.99,success,length", '"a, b",262144,,0.9996,17.25', ",,1e6,0.5,"]
+    (tmp_path / "results/search/some.csv").write_text("\n".join(lines))
+    names = ["2 / steps to 0.99", "3 / steps to 0.99", "3 / steps_to_0.99", "2 / success", "2 / length"]
+    numbers = [figures.number_of({}, f"some.csv / {name}") for name in names]
+    assert numbers == ["0.26M", "never", "1.00M", "1.000", "17.2"]
+    for name in ("other.csv / 2 / success", "some.csv / 4 / success", "some.csv / 2 / x", "some.csv / 3 / length"):
+        with pytest.raises(InputError, match=f"<!-- n {name} -->: must name a line and a column"):
+            figures.number_of({}, name)
+    for name in (
+        "some.csv / success",
+        "some.csv / 2 / 3 / success",
+        "some.csv / 1 / success",
+        "some.csv / x / success",
+    ):
+        with pytest.raises(InputError, match="must name a line and a column"):
+            figures.number_of({}, name)
+
+
 @pytest.mark.parametrize("name", ["REPORT.md", "README.md"])
 def test_what_sentences_say_is_what_the_tables_say(name):
     tables, marks = figures.tables_of(read("REPORT.md")), figures.NUMBER.findall(read(name))
