@@ -306,7 +306,8 @@ def test_numbers_of_single_runs_are_those_of_their_lines(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["REPORT.md", "README.md"])
-def test_what_sentences_say_is_what_the_tables_say(name):
+def test_what_sentences_say_is_what_the_tables_say(name, monkeypatch):
+    monkeypatch.setattr(figures, "ROOT", REPOSITORY)
     tables, marks = figures.tables_of(read("REPORT.md")), figures.NUMBER.findall(read(name))
     assert marks and all(text == figures.number_of(tables, of) for _, of, text, _ in marks)
 
