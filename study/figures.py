@@ -140,7 +140,7 @@ def number_of(tables: dict[str, list[list[str]]], name: str) -> str:
 
 
 def number_in(file: str, line: str, column: str) -> str:
-    """A number of one run in results/search/: steps in millions, a length with one digit, all else with three.
+    """A number of one run in results/search/: steps in millions, a length with one digit, shares with three.
 
     Lines are counted as editors do, the first has the columns' names. Raises OSError, KeyError or ValueError where
     there is no such number.
@@ -149,4 +149,5 @@ def number_in(file: str, line: str, column: str) -> str:
         value = dict(enumerate(csv.DictReader(opened), 2))[int(line)][column]
     if column.startswith("steps"):
         return number(float(value or "inf") / 1e6, "{:.2f}M")
-    return f"{float(value):.1f}" if "length" in column else f"{float(value):.3f}"
+    digits = 1 if "length" in column else 3 if abs(float(value)) < 10 else 0
+    return f"{float(value):.{digits}f}"

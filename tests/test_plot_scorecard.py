@@ -287,11 +287,18 @@ def test_a_mark_names_one_number(name):
 def test_numbers_of_single_runs_are_those_of_their_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "ROOT", tmp_path)
     (tmp_path / "results/search").mkdir(parents=True)
-    lines = ["changed,steps to 0.99,steps_to_0.99,success,length", '"a, b",262144,,0.9996,17.25', ",,1e6,0.5,"]
+    lines = ["changed,steps to 0.99,steps_to_0.99,success,length", '"a, b",262144,,0.9996,17.25', ",,1e6,-340.2,"]
     (tmp_path / "results/search/some.csv").write_text("\n".join(lines))
-    names = ["2 / steps to 0.99", "3 / steps to 0.99", "3 / steps_to_0.99", "2 / success", "2 / length"]
+    names = [
+        "2 / steps to 0.99",
+        "3 / steps to 0.99",
+        "3 / steps_to_0.99",
+        "2 / success",
+        "2 / length",
+        "3 / success",
+    ]
     numbers = [figures.number_of({}, f"some.csv / {name}") for name in names]
-    assert numbers == ["0.26M", "never", "1.00M", "1.000", "17.2"]
+    assert numbers == ["0.26M", "never", "1.00M", "1.000", "17.2", "-340"]
     for name in ("other.csv / 2 / success", "some.csv / 4 / success", "some.csv / 2 / x", "some.csv / 3 / length"):
         with pytest.raises(InputError, match=f"<!-- n {name} -->: must name a line and a column"):
             figures.number_of({}, name)
