@@ -136,7 +136,7 @@ def number_of(tables: dict[str, list[list[str]]], name: str) -> str:
     if len(found) != 1 or head.count(column) != 1:
         raise InputError(f"<!-- n {name} -->: must name one row and one column of a table in REPORT.md.")
     outside, _, inside = found[0][head.index(column)].partition(" (")
-    return inside.rstrip(")") if name.endswith(" / (") else outside
+    return inside.partition(")")[0] if name.endswith(" / (") else outside
 
 
 def number_in(file: str, line: str, column: str) -> str:

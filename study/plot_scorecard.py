@@ -308,7 +308,7 @@ def card_differences_table(runs: pd.DataFrame) -> list[list[str]]:
 
 def why_table(cuts: pd.DataFrame, gates: pd.DataFrame) -> list[list[str]]:
     """What each memory of PALMER is worth, and where its gate turns: medians over seeds."""
-    rows = [["task", "whole", *CHANGES.values()]]
+    rows = [["task", "seeds", "whole", *CHANGES.values()]]
     rows[0] += ["gate, first fifth", "last fifth", "elements of the Transformer", "of the LSTM"]
     for name, task in TASKS.items():
         cut, gate = (table[(table["task"] == name) & (table["agent"] == "palmer")] for table in (cuts, gates))
@@ -318,7 +318,10 @@ def why_table(cuts: pd.DataFrame, gates: pd.DataFrame) -> list[list[str]]:
         worth = [digits(task, value) for value in worth]
         first, last = (gate[gate["fifth"] == fifth]["mean"].median() for fifth in (1, 5))
         shares = [gate.groupby("seed")[side].mean().median() for side in ("transformer", "lstm")]
-        rows.append([NAMES[name], *worth, f"{first:.2f}", f"{last:.2f}", *(f"{share:.0%}" for share in shares)])
+        seeds = str(cut["seed"].nunique())
+        rows.append(
+            [NAMES[name], seeds, *worth, f"{first:.2f}", f"{last:.2f}", *(f"{share:.0%}" for share in shares)]
+        )
     return rows
 
 
@@ -349,7 +352,7 @@ def task_panels(table: pd.DataFrame) -> tuple[plt.Figure, dict[str, plt.Axes]]:
     return figure, panels
 
 
-def plot_ages(ages: pd.DataFrame, prefix: str) -> None:
+def plot_ages(ages: pd.DataFrame) -> None:
     """By how many steps back: attention of the agents with a Transformer, and PALMER's recall by age."""
     figure, panels = task_panels(ages)
     for name, ax in panels.items():
@@ -365,7 +368,7 @@ def plot_ages(ages: pd.DataFrame, prefix: str) -> None:
         ax.set(xscale="log", ylim=(-0.02, 1.02))
     next(iter(panels.values())).legend(frameon=False, fontsize=6)
     figure.supxlabel("steps back", fontsize=8)
-    save(figure, f"{prefix}scorecard_ages")
+    save(figure, "scorecard_ages")
 
 
 def settings_table() -> list[list[str]]:
@@ -376,7 +379,7 @@ def settings_table() -> list[list[str]]:
     return rows
 
 
-def plot_card_profiles(scores: dict[str, np.ndarray], prefix: str) -> None:
+def plot_card_profiles(scores: dict[str, np.ndarray]) -> None:
     """Share of runs whose score is above each threshold."""
     figure, ax = plt.subplots(figsize=(5.5, 3.6))
     thresholds = np.linspace(0, 1, 101)
@@ -386,10 +389,10 @@ def plot_card_profiles(scores: dict[str, np.ndarray], prefix: str) -> None:
         ax.fill_between(thresholds, *bounds[agent], color=SHADES[agent], alpha=0.12, lw=0)
     ax.set(xlabel="score (0: chance, 1: best possible)", ylabel="share of runs with more", ylim=(0, 1.02))
     ax.legend(frameon=False, fontsize=8)
-    save(figure, f"{prefix}scorecard_profiles")
+    save(figure, "scorecard_profiles")
 
 
-def plot_card_curves(curves: pd.DataFrame, prefix: str) -> None:
+def plot_card_curves(curves: pd.DataFrame) -> None:
     """Training success or return against steps: a panel for each task, a line for each agent."""
     curves = curves.copy()
     curves[["task", "agent"]] = curves["experiment"].str.split("/", expand=True)
@@ -406,46 +409,33 @@ def plot_card_curves(curves: pd.DataFrame, prefix: str) -> None:
     handles = [plt.Line2D([], [], color=SHADES[agent], label=LABELS[agent]) for agent in there]
     next(iter(panels.values())).legend(handles=handles, frameon=False, fontsize=6)
     figure.supxlabel("environment steps (millions)", fontsize=8)
-    save(figure, f"{prefix}scorecard_curves")
-
-
-def make(part: str, prefix: str) -> pd.DataFrame:
-    """All tables and figures of results/{part}, their names behind the prefix, where there are runs -> the runs."""
-    curves, runs = read(part, "curves"), scored(part)
-    if not len(runs):
-        return runs
-
-    def put(name: str, table: list[list[str]]) -> None:
-        replace_table(prefix + name, markdown(table))
-
-    figure = prefix.replace(" ", "_")
-    runs = with_soon(runs, curves)
-    put("card", card_table(runs))
-    put("worth", worth_table(runs))
-    put("parts", parts_table(runs))
-    cuts, gates, ages, lengths = (read(part, name) for name in ("cuts", "gates", "ages", "lengths"))
-    if cuts is not None and gates is not None:
-        put("why", why_table(cuts, gates))
-    if ages is not None:
-        plot_ages(ages, figure)
-    if lengths is not None:
-        put("lengths", lengths_table(lengths))
-    plot_card_curves(curves, figure)
-    put("card differences", card_differences_table(runs))
-    put("card aggregates", card_aggregates_table(runs))
-    if scores := complete(runs, BASELINES):
-        plot_card_profiles(scores, figure)
-    return runs
-
-
-def scored(part: str) -> pd.DataFrame:
-    """The runs of results/{part} with their scores; no rows where there are none."""
-    runs = read(part, "runs")
-    return pd.DataFrame(columns=["task", "agent", "measured"]) if runs is None else with_scores(runs)
+    save(figure, "scorecard_curves")
 
 
 def main() -> None:
-    """The scorecard, and that of the recipe before three of its parts were taken out."""
+    """All tables and figures of the scorecard, as far as there are runs."""
     replace_table("settings", markdown(settings_table()))
-    replace_table("card in short", markdown(short_table(make("scorecard", ""))))
-    make("earlier_scorecard", "earlier ")
+    runs, curves = read("scorecard", "runs"), read("scorecard", "curves")
+    if runs is None:
+        return
+    runs = with_soon(with_scores(runs), curves)
+    tables = {
+        "card": card_table(runs),
+        "card in short": short_table(runs),
+        "worth": worth_table(runs),
+        "parts": parts_table(runs),
+        "card differences": card_differences_table(runs),
+        "card aggregates": card_aggregates_table(runs),
+    }
+    cuts, gates, ages, lengths = (read("scorecard", name) for name in ("cuts", "gates", "ages", "lengths"))
+    if cuts is not None and gates is not None:
+        tables["why"] = why_table(cuts, gates)
+    if lengths is not None:
+        tables["lengths"] = lengths_table(lengths)
+    for name, table in tables.items():
+        replace_table(name, markdown(table))
+    if ages is not None:
+        plot_ages(ages)
+    plot_card_curves(curves)
+    if scores := complete(runs, BASELINES):
+        plot_card_profiles(scores)

@@ -253,7 +253,7 @@ def looks():
 
 def test_what_each_memory_is_worth_and_where_the_gate_turns():
     cuts, gates, _ = looks()
-    row = ["parity of up to 25 bits", "0.900", "0.700", "0.600", "0.500", "0.800", "0.10", "0.50", "10%", "30%"]
+    row = ["parity of up to 25 bits", "2", "0.900", "0.700", "0.600", "0.500", "0.800", "0.10", "0.50", "10%", "30%"]
     assert plot_scorecard.why_table(cuts, gates)[1:] == [row]
 
 
@@ -374,7 +374,7 @@ def test_the_legend_names_the_agents_that_are_drawn(results, monkeypatch):
     monkeypatch.setattr(plot_scorecard, "save", lambda figure, name: figures.append(figure))
     points = [{"step": step, "success": 0.5, "return": math.nan, "seed": 11} for step in (10_000, 20_000)]
     curves = [{"experiment": f"parity_25/{agent}", **point} for agent in ("lstm", "palmer") for point in points]
-    plot_scorecard.plot_card_curves(pd.DataFrame(curves), "")
+    plot_scorecard.plot_card_curves(pd.DataFrame(curves))
     (legend,) = (ax.get_legend() for ax in figures[0].axes if ax.get_legend())
     assert [text.get_text() for text in legend.get_texts()] == ["PALMER", "PPO-LSTM"]
 
