@@ -11,6 +11,7 @@ experiment ("" for runs/larger/RUN, "s13/lstm" for runs/scorecard/s13/lstm/RUN).
     curves.csv  a row for every STRIDE steps of each run: what training logged, averaged since the row before
 """
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -71,6 +72,18 @@ def curve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return points
 
 
+def tell_replaced(file: Path, runs: list[dict[str, Any]]) -> None:
+    """Print which rows of the table another code's run takes the place of: it may be the older one."""
+    if not file.exists():
+        return
+    with open(file, newline="", encoding="utf-8") as opened:
+        there = {tuple(row.get(name) for name in KEY): row.get("commit") for row in csv.DictReader(opened)}
+    for run in runs:
+        before = there.get(tuple(str(run[name]) for name in KEY), run["commit"])
+        if before != run["commit"]:
+            print(f"{run['experiment'] or run['algo']}, seed {run['seed']}: {run['commit']} replaces {before}")
+
+
 def main() -> None:
     description = "Gather finished runs into the tables that the report is made of."
     parser = sweep_table.Parser(description=description, allow_abbrev=False)
@@ -99,6 +112,7 @@ def main() -> None:
         sweep_table.refuse(f"{source}: holds no finished run (no summary.json).")
     tables = {target / "runs.csv": runs, target / "curves.csv": curves}
     if options.add:
+        tell_replaced(target / "runs.csv", runs)
         try:
             tables = {file: with_kept(file, rows, KEY) for file, rows in tables.items()}
         except InputError as error:

@@ -273,6 +273,11 @@ def test_runs_are_added_to_those_of_another_machine(tmp_path, monkeypatch, capsy
     assert runs[1:] == first[0] and [row["success"] for row in curves] == ["0.3", "0.4", "0.1", "0.2"]
     runs, curves = collect("again", "--add")
     assert len(runs) == 2 and [row["success"] for row in curves] == ["0.3", "0.4", "0.5"], "the same run anew"
+    assert "replaces" not in capsys.readouterr().out, "by the same code"
+    config = tmp_path / "again/one/config.json"
+    config.write_text(config.read_text().replace("abc", "def"))
+    collect("again", "--add")
+    assert "palmer, seed 2: def replaces abc\n" in capsys.readouterr().out
     runs, curves = collect("first")
     assert len(runs) == 1 and len(curves) == 2, "not asked to keep any"
     (tmp_path / "out/curves.csv").write_text("of,another\n1,2\n")
