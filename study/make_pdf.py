@@ -23,11 +23,14 @@ TEMPLATE = """
 #show heading.where(level: 1): set text(size: 20pt)
 #show heading: set block(above: 1.6em, below: 0.9em)
 #show raw: set text(size: 8.5pt)
+#show raw.where(block: true): set text(size: 7.2pt)
 #show link: set text(fill: rgb("#1c5fb0"))
 #set table(inset: (x: 3pt, y: 2.5pt), stroke: (x, y) => if y == 1 { (top: 0.6pt) } else { none })
 #show table: set text(size: 7pt)
+#show table: it => { show raw: set text(size: 6.2pt); it }
 #show table: set par(justify: false)
 #show figure.where(kind: table): set block(breakable: true)
+#show table.cell: set align(left)
 #show table.cell.where(y: 0): strong
 #set image(width: 100%)
 #let horizontalrule = line(length: 100%, stroke: 0.4pt)
