@@ -379,6 +379,25 @@ def settings_table() -> list[list[str]]:
     return rows
 
 
+def plot_card_scores(runs: pd.DataFrame) -> None:
+    """The card at a glance: on each task the median score of each of the three agents, and its least and largest."""
+    runs = runs[runs["agent"].isin(BASELINES)]
+    names = [name for name in TASKS if name in set(runs["task"])]
+    figure, ax = plt.subplots(figsize=(8, 0.3 * len(names) + 0.9))
+    for row, agent in enumerate(BASELINES):
+        scores = runs[runs["agent"] == agent].groupby("task")["score"]
+        # Side by side within a task's line, PALMER above.
+        heights = np.array([names.index(name) for name in scores.groups]) + 0.22 * (row - 1)
+        ax.hlines(heights, scores.min(), scores.max(), color=SHADES[agent], lw=1.2)
+        ax.plot(scores.median(), heights, "o", color=SHADES[agent], ms=5, label=LABELS[agent])
+    ax.set_yticks(range(len(names)), [NAMES[name] for name in names], fontsize=8)
+    ax.invert_yaxis()
+    ax.grid(axis="x", lw=0.4, alpha=0.6)
+    ax.set(xlabel="score (0: chance, 1: best possible)", xlim=(-0.03, 1.03))
+    ax.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.4, 1))
+    save(figure, "scorecard_scores")
+
+
 def plot_card_profiles(scores: dict[str, np.ndarray]) -> None:
     """Share of runs whose score is above each threshold."""
     figure, ax = plt.subplots(figsize=(5.5, 3.6))
@@ -437,5 +456,6 @@ def main() -> None:
     if ages is not None:
         plot_ages(ages)
     plot_card_curves(curves)
+    plot_card_scores(runs)
     if scores := complete(runs, BASELINES):
         plot_card_profiles(scores)

@@ -365,8 +365,28 @@ def test_tables_and_figures_are_made_of_what_there_is(results, tmp_path):
     text = document.read_text()
     assert "interquartile" in text and "| parity of up to 25 bits | 2M | 3 |" in text
     drawn = sorted(file.name for file in (tmp_path / "results/figures").iterdir())
-    assert drawn == ["scorecard_ages.png", "scorecard_curves.png", "scorecard_profiles.png"]
+    assert drawn == [f"scorecard_{name}.png" for name in ("ages", "curves", "profiles", "scores")]
     assert "| 0.900 | 0.700 | 0.600 | 0.500 | 0.800 |" in text
+
+
+def test_the_card_at_a_glance_has_medians_and_ranges(results, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plot_scorecard, "save", lambda figure, name: figures.append(figure))
+    runs = card(("parity_25", "pendulum"))
+    runs.loc[runs["agent"] == "trxl", "score"] = [0.1, 0.3, 0.8] * 2
+    plot_scorecard.plot_card_scores(runs)
+    (ax,) = figures[0].axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "Pendulum without velocities",
+        "parity of up to 25 bits",
+    ]
+    points = {line.get_label(): line for line in ax.lines}
+    assert list(points) == ["PALMER", "PPO-LSTM", "PPO-TrXL"], "and none without a part of it"
+    assert points["PPO-TrXL"].get_xdata().tolist() == [0.3, 0.3]
+    # pandas sorts tasks by name: parity, whose line is the second, comes first
+    assert points["PPO-LSTM"].get_ydata().tolist() == [1, 0]
+    ranges = ax.collections[2].get_segments()
+    assert [segment[:, 0].tolist() for segment in ranges] == [[0.1, 0.8]] * 2
 
 
 def test_the_legend_names_the_agents_that_are_drawn(results, monkeypatch):
