@@ -51,6 +51,14 @@ def test_every_document_is_linked_from_the_readme():
     assert all(re.search(rf"\]\({document.relative_to(ROOT)}[#)]", readme) for document in DOCUMENTS[1:])
 
 
+def test_every_table_of_results_is_told_of():
+    told = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    folders = [folder for folder in (ROOT / "results").iterdir() if folder.is_dir()]
+    searched = [f"search/{file.name}" for file in (ROOT / "results" / "search").iterdir()]
+    assert searched and [name for name in searched if f"`{name}`" not in told] == []
+    assert [folder.name for folder in folders if f"`{folder.name}/" not in told] == []
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
 def test_links_to_a_heading_find_it(document):
     for file, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", document.read_text(encoding="utf-8")):
