@@ -381,7 +381,6 @@ def settings_table() -> list[list[str]]:
 
 def plot_card_scores(runs: pd.DataFrame) -> None:
     """The card at a glance: on each task the median score of each of the three agents, and its least and largest."""
-    runs = runs[runs["agent"].isin(BASELINES)]
     names = [name for name in TASKS if name in set(runs["task"])]
     figure, ax = plt.subplots(figsize=(8, 0.3 * len(names) + 0.9))
     for row, agent in enumerate(BASELINES):
