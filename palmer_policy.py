@@ -128,7 +128,6 @@ class PolicyOutput(NamedTuple):
     value: Tensor  # (T, B)
     memory: Tensor  # (T, B, D), z
     gate: Tensor | None  # (T, B, D) in (0, 1), 1 = Transformer; None where the agent has no gate
-    alone: tuple[Tensor, ...] = ()  # (T, B, D) each, the memories that z blends: h^T and h^L; none where z is one
 
 
 def layer_init(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2)) -> nn.Module:
@@ -709,8 +708,8 @@ class MemoryPolicy(nn.Module):
 
     def remember(
         self, x: Tensor, state: MemoryState, episode_start: Tensor
-    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...], MemoryState]:
-        """x (T, B, D) -> memory z (T, B, D), gate (T, B, D) or None, what z blends (each T, B, D), new state."""
+    ) -> tuple[Tensor, Tensor | None, MemoryState]:
+        """x (T, B, D) -> memory z (T, B, D), gate (T, B, D) or None, new state."""
         raise NotImplementedError
 
     def forward(self, frames: Frames, state: MemoryState, episode_start: Tensor) -> tuple[PolicyOutput, MemoryState]:
@@ -728,13 +727,9 @@ class MemoryPolicy(nn.Module):
         """As `forward`, from observations that are encoded already: x (T, B, D)."""
         if self.forget:
             episode_start = torch.ones_like(episode_start)
-        z, gate, alone, state = self.remember(x, state, episode_start)
-        return PolicyOutput(*self.answer(z), z, gate, alone), state
-
-    def answer(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """What the heads make of a memory (T, B, D), the blend or one alone -> logits (T, B, A), value (T, B)."""
-        hidden = self.hidden(memory)
-        return self.actor(hidden), self.critic(hidden).squeeze(-1)
+        z, gate, state = self.remember(x, state, episode_start)
+        hidden = self.hidden(z)
+        return PolicyOutput(self.actor(hidden), self.critic(hidden).squeeze(-1), z, gate), state
 
     @torch.no_grad()
     def attention(self, frames: Frames, state: MemoryState, episode_start: Tensor) -> Tensor | None:
@@ -799,13 +794,11 @@ class PalmerPolicy(MemoryPolicy):
     def initial_state(self, batch: int) -> MemoryState:
         return empty_state(self, batch, self.lstm, self.transformer)
 
-    def remember(
-        self, x: Tensor, state: MemoryState, episode_start: Tensor
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], MemoryState]:
+    def remember(self, x: Tensor, state: MemoryState, episode_start: Tensor) -> tuple[Tensor, Tensor, MemoryState]:
         h_lstm, h, c = self.lstm(x, state.h, state.c, episode_start)
         h_transformer, cache, clock = self.transformer(x, state.cache, state.clock, episode_start)
         z, gate = self.gate(h_transformer, h_lstm)
-        return z, gate, (h_transformer, h_lstm), MemoryState(h, c, cache, clock)
+        return z, gate, MemoryState(h, c, cache, clock)
 
 
 class LSTMPolicy(MemoryPolicy):
@@ -826,12 +819,10 @@ class LSTMPolicy(MemoryPolicy):
     def initial_state(self, batch: int) -> MemoryState:
         return empty_state(self, batch, lstm=self.lstm)
 
-    def remember(
-        self, x: Tensor, state: MemoryState, episode_start: Tensor
-    ) -> tuple[Tensor, None, tuple[()], MemoryState]:
+    def remember(self, x: Tensor, state: MemoryState, episode_start: Tensor) -> tuple[Tensor, None, MemoryState]:
         z, h, c = self.lstm(x, state.h, state.c, episode_start)
         clock = episode_clock(state.clock, episode_start)[0][-1] + 1
-        return z, None, (), state._replace(h=h, c=c, clock=clock)
+        return z, None, state._replace(h=h, c=c, clock=clock)
 
 
 class TrXLPolicy(MemoryPolicy):
@@ -855,11 +846,9 @@ class TrXLPolicy(MemoryPolicy):
     def initial_state(self, batch: int) -> MemoryState:
         return empty_state(self, batch, transformer=self.transformer)
 
-    def remember(
-        self, x: Tensor, state: MemoryState, episode_start: Tensor
-    ) -> tuple[Tensor, None, tuple[()], MemoryState]:
+    def remember(self, x: Tensor, state: MemoryState, episode_start: Tensor) -> tuple[Tensor, None, MemoryState]:
         z, cache, clock = self.transformer(x, state.cache, state.clock, episode_start)
-        return z, None, (), state._replace(cache=cache, clock=clock)
+        return z, None, state._replace(cache=cache, clock=clock)
 
 
 POLICIES = {"palmer": PalmerPolicy, "lstm": LSTMPolicy, "trxl": TrXLPolicy}

@@ -16,7 +16,6 @@ Shape letters: T steps, N environments of a rollout, B of a minibatch, P steps b
 """
 
 import harness.starting  # noqa: F401  # isort: skip  # first: Ctrl-C may come while the others are imported
-import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -36,7 +35,6 @@ from tasks import Step, TaskArgs, make_envs
 from tasks.observations import Encodings
 
 LEAST_SPREAD = 0.02  # of advantages to normalise by; below it they are noise
-ALONE_RATIO = 3.0  # largest that counts of answers that did not act, to which a bad action may be far likelier
 
 
 @dataclass
@@ -107,11 +105,9 @@ class Args(PPOArgs):
     """M, steps the Transformer sees, the present one included"""
     fixed_gate: Annotated[float | None, Range(0, 1)] = None
     """hold the gate at this value instead of learning it"""
-    alone_coef: Annotated[float, Range(0, 1000)] = 1.0
-    """coefficient, times 1 - gamma, of PPO's loss of answers from one memory alone, mean of both (0: off)"""
 
 
-REPORT = dict(lstm_layers=3, trxl_layers=3, trxl_ff_mult=1, memory_length=119, alone_coef=0.0)
+REPORT = dict(lstm_layers=3, trxl_layers=3, trxl_ff_mult=1, memory_length=119)
 
 
 # ------------------------------------------------------------------ from here on the three scripts are the same again
@@ -291,10 +287,6 @@ def minibatch_step(
     frames, obs = table.distinct_frames(batch.obs, policy.fixed_shapes)
     output, _ = policy.act(F.embedding(obs, policy.encoder(frames)), batch.state, batch.episode_start)
     loss, losses, logratio = ppo_loss(args, policy, output.logits, output.value, batch, ent_coef)
-    if output.alone and args.alone_coef > 0:  # PALMER's two memories, each as if there were no other
-        alone = [ppo_loss(args, policy, *policy.answer(m), batch, ent_coef, ALONE_RATIO)[0] for m in output.alone]
-        losses["alone_loss"] = torch.stack(alone).mean()
-        loss = loss + args.alone_coef * (1 - args.gamma) * losses["alone_loss"]
     for name, (aid_loss, coefficient) in aids.losses(policy, output.memory, batch).items():
         losses[name] = aid_loss
         loss = loss + coefficient * aid_loss
@@ -318,15 +310,12 @@ def minibatch_step(
 
 
 def ppo_loss(
-    args: Args, policy: MemoryPolicy, logits: Tensor, value: Tensor, batch: Rollout, ent_coef: Tensor, most: float = 0
+    args: Args, policy: MemoryPolicy, logits: Tensor, value: Tensor, batch: Rollout, ent_coef: Tensor
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """PPO's loss of answers to T steps of B environments -> it, its parts, log of the probability ratios (T, B).
-
-    most: largest ratio that counts, unless 0 (dual clip, Ye et al. 2020, https://arxiv.org/abs/1912.09729).
-    """
+    """PPO's loss of answers to T steps of B environments -> it, its parts, log of the probability ratios (T, B)."""
     distribution = policy.distribution(logits)
     logratio = distribution.log_prob(batch.action) - batch.logprob
-    ratio = (logratio.clamp(max=math.log(most)) if most else logratio).exp()
+    ratio = logratio.exp()
     clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
     policy_loss = torch.max(-batch.advantage * ratio, -batch.advantage * clipped).mean()
     value_error = (value - batch.returns) ** 2

@@ -87,8 +87,8 @@ generalise() { # name of the table, then checkpoints of agents trained on S17Ran
 if [[ $part == generalise ]]; then
     shopt -s nullglob # a pattern that no file fits is none
     agents=(runs/scorecard/s17random/{palmer,lstm,trxl}/*/checkpoint.pt)
-    # The ablations that solve S17Random, if they were run: do they differ where the maze is new?
-    ablated=(runs/scorecard/s17random/palmer_{fixed_gate,no_alone}/*/checkpoint.pt)
+    # With the gate held, if that was run: does it differ where the maze is new?
+    ablated=(runs/scorecard/s17random/palmer_fixed_gate/*/checkpoint.pt)
     check_agents "${agents[@]}"
     ((${#ablated[@]} == 0)) || check_agents "${ablated[@]}"
 fi
@@ -119,12 +119,7 @@ generalise)
     mkdir -p results/generalise
     export OMP_NUM_THREADS=1
     generalise runs "${agents[@]}"
-    for experiment in fixed_gate no_alone; do
-        checkpoints=(runs/scorecard/s17random/palmer_"$experiment"/*/checkpoint.pt)
-        if ((${#checkpoints[@]} > 0)); then
-            generalise $experiment "${checkpoints[@]}"
-        fi
-    done
+    ((${#ablated[@]} == 0)) || generalise fixed_gate "${ablated[@]}"
     exit
     ;;
 esac

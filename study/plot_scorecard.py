@@ -26,13 +26,12 @@ from study.scorecard import AGENTS, TASKS, Task
 
 LABELS = {
     "palmer": "PALMER",
-    "palmer_no_alone": "memories not taught alone",
     "palmer_fixed_gate": "gate held at 0.5",
     "palmer_no_age": "no recall by age",
     "lstm": "PPO-LSTM",
     "trxl": "PPO-TrXL",
 }
-SHADES = COLORS | {"palmer_no_alone": "#b5651d", "palmer_fixed_gate": "#e8a33d", "palmer_no_age": "#8d6a9f"}
+SHADES = COLORS | {"palmer_fixed_gate": "#e8a33d", "palmer_no_age": "#8d6a9f"}
 NAMES = {
     "s11": "MiniGrid-MemoryS11",
     "s13": "MiniGrid-MemoryS13",
@@ -60,11 +59,10 @@ NAMES = {
 # What the table of parts shows, in its order.
 PARTS = {
     "palmer": "nothing changed",
-    "plain_ppo": "recall, recall by age, visit bonus, memories taught alone",
+    "plain_ppo": "recall, recall by age, visit bonus",
     "no_recall_at_all": "recall, recall by age",
     "no_recall": "recall",
     "palmer_no_age": "recall by age",
-    "palmer_no_alone": "memories taught alone",
     "no_visit_bonus": "visit bonus",
     "no_visit_budget": "the bonus's budget",
     "no_rarity_beside": "rarity beside what the episode has shown",

@@ -203,7 +203,6 @@ TASKS = {
 }
 AGENTS = {  # script and flags
     "palmer": ("palmer", ""),
-    "palmer_no_alone": ("palmer", "--alone-coef 0"),
     "palmer_fixed_gate": ("palmer", "--fixed-gate 0.5"),
     "palmer_no_age": ("palmer", "--age-coef 0"),
     "lstm": ("lstm", ""),
@@ -214,7 +213,7 @@ ABLATIONS = {
     "no_recall": ("palmer", "--recall-coef 0"),
     "no_recall_at_all": ("palmer", "--recall-coef 0 --age-coef 0"),
     "no_visit_bonus": ("palmer", "--visit-bonus 0"),
-    "plain_ppo": ("palmer", "--recall-coef 0 --age-coef 0 --visit-bonus 0 --alone-coef 0"),
+    "plain_ppo": ("palmer", "--recall-coef 0 --age-coef 0 --visit-bonus 0"),
     "no_solved_entropy": ("palmer", "--solved-ent-coef 0"),
     "no_memory": ("palmer", "--forget"),
 }

@@ -76,8 +76,6 @@ def flops_by_hand(
     step += gate if algo == "palmer" else 0
     product = 2 * D if algo != "lstm" else 0  # a query with a key, or a weight with a value, over all heads
 
-    alone = 2 * heads if algo == "palmer" else 0  # of either memory, in the update
-
     # The step after the last one gives the value to look ahead to. At step t the memory holds min(t + 1, M) steps.
     attended = sum(min(t + 1, M) for t in range(T + 1))
     rollout = encoded[0] * (convolution + encoder_output) + N * ((T + 1) * step + layers * attended * 2 * product)
@@ -90,7 +88,7 @@ def flops_by_hand(
     # Recall by age: three layers of a query, a key of each candidate, and their products in each of the minibatches.
     age = 3 * (N * T * 3 * 2 * D * D + sum(candidates) * 2 * D * D)
     age += 3 * sum(candidates) * N * T // len(candidates) * 2 * D
-    update = epochs * (encoding + age + N * (T * 3 * (step + alone + recall) + attention))
+    update = epochs * (encoding + age + N * (T * 3 * (step + recall) + attention))
     return rollout, update
 
 
