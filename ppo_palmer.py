@@ -30,7 +30,7 @@ from harness.processes import average_gradients, mean_over_processes
 from harness.return_scale import ReturnScale
 from harness.run import Run, RunArgs
 from memory_aids import MemoryAidArgs, MemoryAids, fading
-from palmer_policy import MemoryPolicy, MemoryState, gate_metrics, make_policy
+from palmer_policy import MemoryPolicy, MemoryState, PolicyOutput, gate_metrics, make_policy
 from tasks import Step, TaskArgs, make_envs
 from tasks.observations import Encodings
 
@@ -286,7 +286,7 @@ def minibatch_step(
     """One gradient step of PPO on T steps of B environments -> its losses, each a number."""
     frames, obs = table.distinct_frames(batch.obs, policy.fixed_shapes)
     output, _ = policy.act(F.embedding(obs, policy.encoder(frames)), batch.state, batch.episode_start)
-    loss, losses, logratio = ppo_loss(args, policy, output.logits, output.value, batch, ent_coef)
+    loss, losses, logratio = ppo_loss(args, policy, output, batch, ent_coef)
     for name, (aid_loss, coefficient) in aids.losses(policy, output.memory, batch).items():
         losses[name] = aid_loss
         loss = loss + coefficient * aid_loss
@@ -310,17 +310,17 @@ def minibatch_step(
 
 
 def ppo_loss(
-    args: Args, policy: MemoryPolicy, logits: Tensor, value: Tensor, batch: Rollout, ent_coef: Tensor
+    args: Args, policy: MemoryPolicy, output: PolicyOutput, batch: Rollout, ent_coef: Tensor
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """PPO's loss of answers to T steps of B environments -> it, its parts, log of the probability ratios (T, B)."""
-    distribution = policy.distribution(logits)
+    """PPO's loss on T steps of B environments -> it, its parts, log of the probability ratios (T, B)."""
+    distribution = policy.distribution(output.logits)
     logratio = distribution.log_prob(batch.action) - batch.logprob
     ratio = logratio.exp()
     clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
     policy_loss = torch.max(-batch.advantage * ratio, -batch.advantage * clipped).mean()
-    value_error = (value - batch.returns) ** 2
+    value_error = (output.value - batch.returns) ** 2
     if args.clip_vloss:
-        near = batch.value + (value - batch.value).clamp(-args.clip_coef, args.clip_coef)
+        near = batch.value + (output.value - batch.value).clamp(-args.clip_coef, args.clip_coef)
         value_error = torch.max(value_error, (near - batch.returns) ** 2)
     value_loss, entropy = 0.5 * value_error.mean(), distribution.entropy().mean()
     losses = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}

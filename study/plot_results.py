@@ -45,7 +45,6 @@ ABLATIONS = {
     "no_memory": "memory emptied at every step",
     "plain_ppo": "no recall, no bonus (plain PPO)",
     "no_recall": "no recall",
-    "no_alone": "memories not taught alone",
     "no_bonus": "no visit bonus",
     "fixed_gate": "gate held at 0.5",
     "gate_floor": "gate floor 0.2",

@@ -133,6 +133,9 @@ def test_aggregates_know_who_is_better():
     assert [row["tasks"] for row in by_name.values()] == ["3", "2", "3", "3"]
     mean = {name: float(row["interquartile mean of scores"].split()[0]) for name, row in by_name.items()}
     assert mean["PALMER"] > mean["PPO-TrXL"] > mean["PPO-LSTM"], "the scores of AT"
+    two = plot_scorecard.card_aggregates_table(with_soon(runs[runs["task"] != "pendulum"], trained({})))
+    (trxl,) = (float(row[2].split()[0]) for row in two if row[0] == "PPO-TrXL")
+    assert mean["gate held at 0.5"] == trxl, "as high in AT, on the two tasks that it has"
     assert all(row["PALMER better"].startswith("1.00") for name, row in by_name.items() if name != "PALMER")
     ours = [float(row["PALMER's on the same"].split()[0]) for name, row in by_name.items() if name != "PALMER"]
     assert ours[1:] == [mean["PALMER"]] * 2 and ours[0] != mean["PALMER"], "without pendulum"

@@ -13,6 +13,7 @@ import ppo_palmer
 import tasks
 from harness.input_error import RunError
 from harness.run import Run
+from palmer_policy import PolicyOutput
 from tasks import TaskArgs
 
 
@@ -189,7 +190,8 @@ def loss_of(script, ratio, advantage):
     logits = torch.zeros(5, 1, 3, requires_grad=True)
     batch = batch._replace(logprob=torch.full((5, 1), -math.log(3 * ratio)))
     batch = batch._replace(advantage=torch.full((5, 1), float(advantage)), returns=torch.zeros(5, 1))
-    _, losses, logratio = script.ppo_loss(args, policy, logits, torch.zeros(5, 1), batch, torch.zeros(()))
+    output = PolicyOutput(logits, torch.zeros(5, 1), memory=None, gate=None)
+    _, losses, logratio = script.ppo_loss(args, policy, output, batch, torch.zeros(()))
     assert logratio.exp().allclose(torch.tensor(float(ratio)))
     losses["policy_loss"].backward()
     return losses["policy_loss"].item(), logits.grad.gather(-1, batch.action[..., None]).sum().item()
