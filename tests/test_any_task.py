@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +12,8 @@ import numpy as np
 import pytest
 import small_envs
 import torch
-import torch.multiprocessing as mp
 from gymnasium import spaces
+from pair import spawn_pair
 
 import memory_aids
 import ppo_lstm
@@ -312,15 +311,7 @@ def test_codes_do_not_look_at_what_the_agent_did():
 # ---------------------------------------------------------------------------------- several processes
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
-
-
-def agreeing(rank, port, folder):
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    torch.set_num_threads(1)
+def agreeing(rank, folder):
     processes.join_processes(torch.device("cpu"))
     *parts, carry = set_up(ppo_palmer, "MiniGrid-DoorKey-5x5-v0", seed=1 + 100 * rank, env_backend="gymnasium")
     torch.manual_seed(rank)
@@ -336,7 +327,7 @@ def agreeing(rank, port, folder):
 
 
 def test_two_processes_agree_on_codes_shares_statistics_and_scale(tmp_path):
-    mp.spawn(agreeing, args=(free_port(), str(tmp_path)), nprocs=2)
+    spawn_pair(agreeing, str(tmp_path))
     (codes, *statistics), (other_codes, *others) = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
     common = codes.keys() & other_codes.keys()
     assert len(common) > 5 and len(codes.keys() ^ other_codes.keys()) > 0, "each has seen something of its own"
