@@ -21,6 +21,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -55,6 +56,10 @@ THEIR_TMAZE = "--last-action --last-reward"  # what the agents of the T-maze's a
 JUDGED = "--gamma 0"
 # Where the right answer is found late, as it has to be made of all that came, chance has to be kept up until then.
 FOUND_LATE = "--ent-coef 0.2"
+
+# Where the last few observations tell all, there is nothing to recall, and learning to takes from 100k steps what the
+# policy needs of them.
+RECENT = "--recall-coef 0 --age-coef 0"
 
 
 def popgym(name: str) -> str:
@@ -165,7 +170,7 @@ TASKS = {
         500,
         500,
         "RecurrentPPO of sb3-contrib 500 at 100k steps",
-        flags="--num-envs 8 --num-steps 64 --gamma 0.98",
+        flags=f"--num-envs 8 --num-steps 64 --gamma 0.98 {RECENT}",
     ),
     "pendulum": Task(
         "palmer/PendulumNoVelocity-v0",
@@ -242,6 +247,12 @@ def folder_of(options: Options, task: str, agent: str, seed: int) -> Path:
     return options.out / task / agent / f"{(AGENTS | ABLATIONS)[agent][0]}__{task}__s{seed}"
 
 
+def is_there_anyway(task: str, agent: str) -> bool:
+    """Whether the agent's own flags are among the task's: it would be PALMER once more."""
+    flags = (AGENTS | ABLATIONS)[agent][1]
+    return flags != "" and flags in TASKS[task].flags
+
+
 def known_runs(table: Path) -> set[tuple[str, str, int]]:
     """Task, agent and seed of the runs in a table; raises InputError where it is none."""
     try:
@@ -288,8 +299,8 @@ def main(options: Options) -> None:
             if name not in known:
                 raise InputError(f"{flag} {name}: must be of {', '.join(known)}.")
     there = known_runs(options.but_for) if options.but_for else set()
-    runs = [(task, agent, seed) for seed in options.seeds for task in options.tasks for agent in options.agents]
-    runs = [which for which in runs if which not in there]
+    pairs = [pair for pair in product(options.tasks, options.agents) if not is_there_anyway(*pair)]
+    runs = [(*pair, seed) for seed in options.seeds for pair in pairs if (*pair, seed) not in there]
     if options.dry:
         for which in runs:
             print(shlex.join(["python", *command(options, *which)]))
