@@ -57,10 +57,6 @@ JUDGED = "--gamma 0"
 # Where the right answer is found late, as it has to be made of all that came, chance has to be kept up until then.
 FOUND_LATE = "--ent-coef 0.2"
 
-# Where the last few observations tell all, there is nothing to recall, and learning to takes from 100k steps what the
-# policy needs of them.
-RECENT = "--recall-coef 0 --age-coef 0"
-
 
 def popgym(name: str) -> str:
     return f"popgym:popgym-{name}-v0"
@@ -170,7 +166,7 @@ TASKS = {
         500,
         500,
         "RecurrentPPO of sb3-contrib 500 at 100k steps",
-        flags=f"--num-envs 8 --num-steps 64 --gamma 0.98 {RECENT}",
+        flags="--num-envs 8 --num-steps 64 --gamma 0.98",
     ),
     "pendulum": Task(
         "palmer/PendulumNoVelocity-v0",
