@@ -7,7 +7,8 @@
     python -m study.scorecard --but-for results/scorecard/runs.csv               what is not in that table yet
 
 Runs go to runs/scorecard/TASK/AGENT/, one thread each. Finished runs (summary.json) are skipped, those with a
-checkpoint are resumed. `python -m study.collect_results --add runs/scorecard results/scorecard` gathers what is
+checkpoint are resumed. What an agent is to go without and a task lacks anyway is left out, as a T-maze without the
+entropy of a solved agent. `python -m study.collect_results --add runs/scorecard results/scorecard` gathers what is
 finished.
 
 All agents get the defaults and, of a task, the settings that its entry in TASKS names. These are to be chosen on
