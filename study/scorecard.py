@@ -7,8 +7,7 @@
     python -m study.scorecard --but-for results/scorecard/runs.csv               what is not in that table yet
 
 Runs go to runs/scorecard/TASK/AGENT/, one thread each. Finished runs (summary.json) are skipped, those with a
-checkpoint are resumed. What an agent is to go without and a task lacks anyway is left out, as a T-maze without the
-entropy of a solved agent. `python -m study.collect_results --add runs/scorecard results/scorecard` gathers what is
+checkpoint are resumed. `python -m study.collect_results --add runs/scorecard results/scorecard` gathers what is
 finished.
 
 All agents get the defaults and, of a task, the settings that its entry in TASKS names. These are to be chosen on
@@ -22,7 +21,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -244,12 +242,6 @@ def folder_of(options: Options, task: str, agent: str, seed: int) -> Path:
     return options.out / task / agent / f"{(AGENTS | ABLATIONS)[agent][0]}__{task}__s{seed}"
 
 
-def is_there_anyway(task: str, agent: str) -> bool:
-    """Whether the agent's own flags are among the task's: it would be PALMER once more."""
-    flags = (AGENTS | ABLATIONS)[agent][1]
-    return flags != "" and flags in TASKS[task].flags
-
-
 def known_runs(table: Path) -> set[tuple[str, str, int]]:
     """Task, agent and seed of the runs in a table; raises InputError where it is none."""
     try:
@@ -296,8 +288,8 @@ def main(options: Options) -> None:
             if name not in known:
                 raise InputError(f"{flag} {name}: must be of {', '.join(known)}.")
     there = known_runs(options.but_for) if options.but_for else set()
-    pairs = [pair for pair in product(options.tasks, options.agents) if not is_there_anyway(*pair)]
-    runs = [(*pair, seed) for seed in options.seeds for pair in pairs if (*pair, seed) not in there]
+    runs = [(task, agent, seed) for seed in options.seeds for task in options.tasks for agent in options.agents]
+    runs = [which for which in runs if which not in there]
     if options.dry:
         for which in runs:
             print(shlex.join(["python", *command(options, *which)]))

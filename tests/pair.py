@@ -12,8 +12,10 @@ WORLD_SIZE = 2
 
 
 def _as_torchrun_would(rank: int, port: int, function: Callable[..., None], *args: Any) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(WORLD_SIZE), "MASTER_ADDR": "localhost"}
     os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(WORLD_SIZE),
+        "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",

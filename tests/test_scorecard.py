@@ -57,14 +57,6 @@ def test_each_command_is_one_that_its_script_takes(task, agent, tmp_path, monkey
     assert different == DIFFERENT.get(agent, set())
 
 
-def test_what_a_task_lacks_anyway_is_not_trained_without(capsys):
-    scorecard.main(Options(("cartpole", "tmaze_passive_100"), ("palmer", "no_solved_entropy"), (11,), dry=True))
-    commands = [line.split() for line in capsys.readouterr().out.splitlines()]
-    folders = [words[words.index("--run-dir") + 1].rsplit("/", 1)[0] for words in commands]
-    parts = ("cartpole/palmer", "cartpole/no_solved_entropy", "tmaze_passive_100/palmer")
-    assert folders == [f"runs/scorecard/{part}" for part in parts]
-
-
 def test_published_rows_were_made_with_the_settings_of_their_task(tmp_path, monkeypatch):
     """A setting that changes would leave rows behind that `python -m study.scorecard` no longer makes."""
     with open(RESULTS, newline="", encoding="utf-8") as opened:
