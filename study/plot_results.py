@@ -32,24 +32,12 @@ from study.figures import (
     replace_table,
     save,
 )
-from study.plot_scorecard import is_maze
+from study.plot_scorecard import LABELS, PARTS, is_maze
 from study.scorecard import TASKS
 
 ENVS = {
     f"MiniGrid-Memory{name}-v0": name
     for name in ("S11", "S13", "S13Random", *(f"S{size}Random" for size in (17, 21, 25, 33, 49, 65)))
-}
-# Labels of the ablations, in the order of the table.
-ABLATIONS = {
-    "": "PALMER, nothing changed",
-    "no_memory": "memory emptied at every step",
-    "plain_ppo": "no recall, no bonus (plain PPO)",
-    "no_recall": "no recall",
-    "no_bonus": "no visit bonus",
-    "fixed_gate": "gate held at 0.5",
-    "gate_floor": "gate floor 0.2",
-    "absolute_positions": "absolute positions",
-    "relu_head": "heads with a ReLU layer",
 }
 ORIGINAL = {"plain_ppo": "as published: plain PPO", "with_aids": "with recall and visit bonus"}
 LEAST_SEEDS = 3  # fewer tell nothing about which agent is better
@@ -94,24 +82,6 @@ def plot_training(curves: pd.DataFrame, column: str, label: str, name: str) -> N
     if column == "length":
         axes[0].set_ylim(0, 60)
     axes[-1].legend(frameon=False)
-    save(figure, name)
-
-
-def plot_experiments(curves: pd.DataFrame, labels: dict[str, str], name: str) -> None:
-    """Success of PALMER against steps, one panel for each environment, one line for each experiment."""
-    envs = [env for env in ENVS if env in set(curves["env"])]
-    figure, axes = panels(len(envs) + 1, 3.4)
-    for ax, env in zip(axes, envs, strict=False):
-        for experiment, label in labels.items():
-            rows = curves[(curves["env"] == env) & (curves["experiment"] == experiment)]
-            if len(rows):
-                steps, values = by_seed(rows, "success")
-                ax.plot(steps / 1e6, np.median(values, 0), label=label, lw=1.4)
-        ax.axhline(GUESSING, color="grey", lw=0.8, ls=":")
-        ax.set(title=ENVS[env], xlabel="environment steps (millions)")
-    axes[0].set_ylabel("success, median over seeds")
-    axes[-1].axis("off")
-    axes[-1].legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="center left", fontsize=8)
     save(figure, name)
 
 
@@ -324,42 +294,22 @@ def alone_table(runs: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
-def experiments_table(runs: pd.DataFrame, labels: dict[str, str], agents: bool) -> list[list[str]]:
-    header = ["", "environment", *(["agent"] if agents else []), "seeds", "runs at 0.99", "success: median (least)"]
-    rows = [[*header, "length", "steps to 0.95", "steps to 0.99"]]
-    for experiment, label in labels.items():
+def original_table(runs: pd.DataFrame) -> list[list[str]]:
+    rows = [["", "environment", "agent", "seeds", "runs at 0.99", "success: median (least)"]]
+    rows[0] += ["length", "steps to 0.95", "steps to 0.99"]
+    for experiment, label in ORIGINAL.items():
         for (env, algo), group in groups(runs[runs["experiment"] == experiment]):
             rows.append(
                 [
                     label,
                     ENVS[env],
-                    *([AGENTS[algo]] if agents else []),
+                    AGENTS[algo],
                     str(len(group)),
                     str((group["success"] >= 0.99).sum()),
                     f"{group['success'].median():.3f} ({group['success'].min():.3f})",
                     f"{group['length'].median():.1f}",
                     number(median(group["steps_to_0.95"]) / 1e6, "{:.2f}M"),
                     number(median(group["steps_to_0.99"]) / 1e6, "{:.2f}M"),
-                ]
-            )
-    return rows
-
-
-def ablated_better_table(runs: pd.DataFrame) -> list[list[str]]:
-    """How probably the unchanged agent is better than each ablation, both environments together."""
-    rows = [["", "runs at 0.99", "unchanged better, by steps to 0.99", "by final length"]]
-    unchanged = runs[runs["experiment"] == ""]
-    for experiment, label in ABLATIONS.items():
-        changed = runs[runs["experiment"] == experiment]
-        if experiment and len(changed):
-            solved = changed["success"] >= 0.99
-            rows.append(
-                [
-                    label,
-                    f"{solved.sum()} of {len(changed)}",
-                    better(unchanged, changed, "steps_to_0.99"),
-                    # a guess at the fork is short
-                    better(unchanged, changed, "length") if solved.all() else "",
                 ]
             )
     return rows
@@ -418,14 +368,12 @@ def starts_table(starts: pd.DataFrame) -> list[list[str]]:
 
 
 def looks_table(starts: pd.DataFrame) -> list[list[str]]:
-    """Of each ablation, over all its runs and starts: did it look at the cue, and what did it make of it?"""
-    rows = [["", "environment", "runs", "cue in view", "of these wrong", "of the others wrong", "out of time"]]
+    """Without each part, over all runs and starts: did the agent look at the cue, and what did it make of it?"""
+    rows = [["without", "environment", "runs", "cue in view", "of these wrong", "of the others wrong", "out of time"]]
     counts = ["saw_cue", "wrong_object", "wrong_without_cue", "out_of_time"]
-    # runs/ablations/no_recall/RUN/checkpoint.pt; the unchanged agent is in runs/main/RUN/checkpoint.pt
-    folder = starts["checkpoint"].str.split("/").str[2]
-    for experiment, label in ABLATIONS.items():
-        here = starts[folder == experiment] if experiment else starts[~folder.isin(ABLATIONS)]
-        for (env, _), group in groups(here):
+    agents = starts["checkpoint"].str.split("/").str[-3]  # .../TASK/AGENT/RUN/checkpoint.pt
+    for agent, label in PARTS.items():
+        for (env, _), group in groups(starts[agents == agent]):
             episodes = group["episodes"].sum()
             saw, wrong, guessed, late = (group[counts].mul(group["episodes"], axis=0).sum() / episodes).to_list()
             rows.append(
@@ -453,7 +401,7 @@ def groups(runs: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]
 
 def check_inputs() -> None:
     """Ends the program, before anything is drawn, where a table that is needed is missing."""
-    for part in ("scorecard", "ablations", "original", "larger"):
+    for part in ("scorecard", "original", "larger"):
         files = [figures.ROOT / "results" / part / f"{name}.csv" for name in ("runs", "curves")]
         missing = [file for file in files if not file.is_file()]
         if missing and (part == "scorecard" or len(missing) == 1):
@@ -487,13 +435,8 @@ def main() -> None:
     if (alone := read("alone", "runs")) is not None:
         replace_table("alone", markdown(alone_table(alone)))
 
-    if (ablated := read("ablations", "runs")) is not None:
-        replace_table("ablations", markdown(experiments_table(ablated, ABLATIONS, agents=False)))
-        replace_table("ablated better", markdown(ablated_better_table(ablated)))
-        plot_experiments(read("ablations", "curves"), ABLATIONS, "ablations")
-
     if (original := read("original", "runs")) is not None:
-        replace_table("original", markdown(experiments_table(original, ORIGINAL, agents=True)))
+        replace_table("original", markdown(original_table(original)))
         for experiment in ORIGINAL:
             rows = read("original", "curves")
             rows = rows[rows["experiment"] == experiment]
@@ -504,14 +447,10 @@ def main() -> None:
     if (folder / "runs.jsonl").exists():
         played = pd.read_json(folder / "runs.jsonl", lines=True)
         agents = {agent: played[played["algo"] == algo] for algo, agent in AGENTS.items()}
+        if (held := folder / "fixed_gate.jsonl").exists():
+            agents[LABELS["palmer_fixed_gate"]] = pd.read_json(held, lines=True)
         replace_table("generalise", markdown(generalise_table(agents)))
         replace_table("failures", markdown(failures_table(played)))
-        ablated = {ABLATIONS[""]: agents["PALMER"]} | {
-            label: pd.read_json(file, lines=True)
-            for experiment, label in ABLATIONS.items()
-            if (file := folder / f"{experiment}.jsonl").exists()
-        }
-        replace_table("generalise ablations", markdown(generalise_table(ablated)))
 
     if (larger := read("larger", "runs")) is not None:
         replace_table("larger", markdown(main_table(larger)))

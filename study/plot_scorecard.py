@@ -428,6 +428,31 @@ def plot_card_curves(curves: pd.DataFrame) -> None:
     save(figure, "scorecard_curves")
 
 
+def plot_parts(curves: pd.DataFrame) -> None:
+    """Training success or return without each part, on the tasks where that was asked: the median over seeds."""
+    curves = curves.copy()
+    curves[["task", "agent"]] = curves["experiment"].str.split("/", expand=True)
+    curves = curves[curves["agent"].isin(PARTS)]
+    asked = set(curves.loc[curves["agent"] != "palmer", "task"])
+    names = [name for name in TASKS if name in asked]
+    if not names:
+        return
+    figure, axes = plt.subplots(1, len(names) + 1, figsize=(3.1 * (len(names) + 1), 3.4))
+    shades = dict(zip(PARTS, plt.get_cmap("tab20").colors, strict=False)) | SHADES
+    lines = {}
+    for ax, name in zip(axes, names, strict=False):
+        for agent, label in PARTS.items():
+            here = curves[(curves["task"] == name) & (curves["agent"] == agent)]
+            if len(here):
+                count, values = by_seed(here, TASKS[name].tells)
+                (lines[label],) = ax.plot(count / 1e6, np.median(values, 0), color=shades[agent], lw=1.3)
+        ax.set(title=NAMES[name], xlabel="environment steps (millions)")
+    axes[-1].axis("off")
+    labels = [label for label in PARTS.values() if label in lines]
+    axes[-1].legend([lines[label] for label in labels], labels, frameon=False, fontsize=8, title="without")
+    save(figure, "scorecard_parts")
+
+
 def main() -> None:
     """All tables and figures of the scorecard, as far as there are runs."""
     replace_table("settings", markdown(settings_table()))
@@ -453,6 +478,7 @@ def main() -> None:
     if ages is not None:
         plot_ages(ages)
     plot_card_curves(curves)
+    plot_parts(curves)
     plot_card_scores(runs)
     if scores := complete(runs, BASELINES):
         plot_card_profiles(scores)

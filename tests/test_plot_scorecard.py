@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -368,7 +369,7 @@ def test_tables_and_figures_are_made_of_what_there_is(results, tmp_path):
     text = document.read_text()
     assert "interquartile" in text and "| parity of up to 25 bits | 2M | 3 |" in text
     drawn = sorted(file.name for file in (tmp_path / "results/figures").iterdir())
-    assert drawn == [f"scorecard_{name}.png" for name in ("ages", "curves", "profiles", "scores")]
+    assert drawn == [f"scorecard_{name}.png" for name in ("ages", "curves", "parts", "profiles", "scores")]
     assert "| 0.900 | 0.700 | 0.600 | 0.500 | 0.800 |" in text
 
 
@@ -400,6 +401,40 @@ def test_the_legend_names_the_agents_that_are_drawn(results, monkeypatch):
     plot_scorecard.plot_card_curves(pd.DataFrame(curves))
     (legend,) = (ax.get_legend() for ax in figures[0].axes if ax.get_legend())
     assert [text.get_text() for text in legend.get_texts()] == ["PALMER", "PPO-LSTM"]
+
+
+def test_parts_are_drawn_where_they_were_asked(monkeypatch):
+    figures = []
+    monkeypatch.setattr(plot_scorecard, "save", lambda figure, name: figures.append(figure))
+    curves = pd.DataFrame(
+        {
+            "experiment": f"{task}/{agent}",
+            "seed": seed,
+            "step": step,
+            "success": success + seed / 100,
+            "return": math.nan,
+        }
+        for task, agent, success in (
+            ("parity_25", "palmer", 0.8),
+            ("parity_25", "no_recall", 0.5),
+            ("s13", "palmer", 0.9),
+            ("s13", "lstm", 0.9),
+        )
+        for seed in (1, 2, 6)
+        for step in (10_000, 20_000)
+    )
+    plot_scorecard.plot_parts(curves[curves["experiment"] != "parity_25/no_recall"])
+    assert figures == [], "nothing was asked"
+    plot_scorecard.plot_parts(curves)
+    panel, names = figures[0].axes
+    assert panel.get_title() == "parity of up to 25 bits", "of S13 there is the unchanged agent alone"
+    unchanged, without = panel.lines
+    np.testing.assert_allclose(unchanged.get_ydata(), [0.82, 0.82])
+    np.testing.assert_allclose(without.get_ydata(), [0.52, 0.52])
+    np.testing.assert_allclose(without.get_xdata(), [0.01, 0.02])
+    legend = names.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["nothing changed", "recall"]
+    assert [line.get_color() for line in legend.get_lines()] == [line.get_color() for line in panel.lines]
 
 
 def test_longer_streams_have_a_column_each():
