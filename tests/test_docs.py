@@ -1,5 +1,6 @@
 """What the documents say of the programs is so."""
 
+import csv
 import re
 
 import pytest
@@ -57,6 +58,15 @@ def test_every_table_of_results_is_told_of():
     searched = [f"search/{file.name}" for file in (ROOT / "results" / "search").iterdir()]
     assert searched and [name for name in searched if f"`{name}`" not in told] == []
     assert [folder.name for folder in folders if f"`{folder.name}/" not in told] == []
+
+
+def test_every_published_run_updated_the_policy_that_acted():
+    tables = sorted((ROOT / "results").glob("*/curves.csv"))
+    for table in tables:
+        with open(table, newline="", encoding="utf-8") as opened:
+            errors = [float(row["ratio_error"]) for row in csv.DictReader(opened)]
+        assert errors and max(errors) < 1e-4, table
+    assert tables
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
