@@ -438,7 +438,8 @@ def plot_parts(curves: pd.DataFrame) -> None:
     if not names:
         return
     figure, axes = plt.subplots(1, len(names) + 1, figsize=(3.1 * (len(names) + 1), 3.4))
-    shades = dict(zip(PARTS, plt.get_cmap("tab20").colors, strict=False)) | SHADES
+    tab = plt.get_cmap("tab20").colors  # the dark ones first, but for red and orange, which SHADES has
+    shades = dict(zip(PARTS, tab[8::2] + tab[0:5:4] + tab[1::4], strict=False)) | SHADES
     lines = {}
     for ax, name in zip(axes, names, strict=False):
         for agent, label in PARTS.items():
