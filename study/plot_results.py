@@ -327,6 +327,18 @@ def gate_table(gate: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
+def played_larger() -> dict[str, pd.DataFrame]:
+    """Label -> its evaluations on larger mazes; with the gate held, too, where that was played."""
+    folder = figures.ROOT / "results" / "generalise"
+    if not (folder / "runs.jsonl").exists():
+        return {}
+    runs = pd.read_json(folder / "runs.jsonl", lines=True)
+    played = {agent: runs[runs["algo"] == algo] for algo, agent in AGENTS.items()}
+    if (held := folder / "fixed_gate.jsonl").exists():
+        played[LABELS["palmer_fixed_gate"]] = pd.read_json(held, lines=True)
+    return played
+
+
 def generalise_table(played: dict[str, pd.DataFrame]) -> list[list[str]]:
     """Label -> its evaluations; success and length on each size, median (least) over the checkpoints."""
     rows = []
@@ -443,14 +455,9 @@ def main() -> None:
             if len(rows):
                 plot_training(rows, "success", "success of the last 500 episodes", f"original_{experiment}")
 
-    folder = figures.ROOT / "results" / "generalise"
-    if (folder / "runs.jsonl").exists():
-        played = pd.read_json(folder / "runs.jsonl", lines=True)
-        agents = {agent: played[played["algo"] == algo] for algo, agent in AGENTS.items()}
-        if (held := folder / "fixed_gate.jsonl").exists():
-            agents[LABELS["palmer_fixed_gate"]] = pd.read_json(held, lines=True)
-        replace_table("generalise", markdown(generalise_table(agents)))
-        replace_table("failures", markdown(failures_table(played)))
+    if played := played_larger():
+        replace_table("generalise", markdown(generalise_table(played)))
+        replace_table("failures", markdown(failures_table(pd.concat([played[agent] for agent in AGENTS.values()]))))
 
     if (larger := read("larger", "runs")) is not None:
         replace_table("larger", markdown(main_table(larger)))

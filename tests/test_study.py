@@ -515,6 +515,22 @@ def test_larger_mazes_are_told_apart_by_how_episodes_end():
     assert table[1] == ["PALMER, 3 seeds", "1.000 (1.000), 22.0 steps", "0.800 (0.700), 70.0 steps"]
 
 
+def test_larger_mazes_are_played_with_a_held_gate_too_where_there_are_such_agents(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    assert plot_results.played_larger() == {}
+    folder = tmp_path / "results" / "generalise"
+    folder.mkdir(parents=True)
+    (folder / "runs.jsonl").write_text('{"algo": "lstm", "seed": 1}\n{"algo": "palmer", "seed": 2}\n')
+    played = plot_results.played_larger()
+    assert {label: games["seed"].tolist() for label, games in played.items()} == {
+        "PALMER": [2],
+        "PPO-LSTM": [1],
+        "PPO-TrXL": [],
+    }
+    (folder / "fixed_gate.jsonl").write_text('{"algo": "palmer", "seed": 3}\n')
+    assert plot_results.played_larger()["gate held at 0.5"]["seed"].tolist() == [3]
+
+
 def test_starts_count_as_many_times_as_episodes_began_there():
     columns = ["checkpoint", "episodes", "saw_cue", "wrong_object", "wrong_without_cue", "out_of_time"]
     rows = [("runs/larger/a/checkpoint.pt", 30, 1.0, 0.1, 0.0, 0.0, 0.5, 0.9)]
