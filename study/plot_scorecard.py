@@ -88,10 +88,15 @@ def chances() -> dict[str, float]:
     return {name: 0.5 if task.measure == "success" else measured[name] for name, task in TASKS.items()}
 
 
+def with_tasks(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the columns task and agent, which its experiment names."""
+    names = table["experiment"].str.split("/", expand=True)
+    return table.assign(task=names[0], agent=names[1])
+
+
 def with_scores(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs with the columns task, agent, measured and score."""
-    runs = runs.copy()
-    runs[["task", "agent"]] = runs["experiment"].str.split("/", expand=True)
+    runs = with_tasks(runs)
     runs = runs[runs["task"].isin(TASKS)]
     chance = chances()
     runs["measured"] = [row[TASKS[row["task"]].measure] for _, row in runs.iterrows()]
@@ -410,8 +415,7 @@ def plot_card_profiles(scores: dict[str, np.ndarray]) -> None:
 
 def plot_card_curves(curves: pd.DataFrame) -> None:
     """Training success or return against steps: a panel for each task, a line for each agent."""
-    curves = curves.copy()
-    curves[["task", "agent"]] = curves["experiment"].str.split("/", expand=True)
+    curves = with_tasks(curves)
     chance = chances()
     figure, panels = task_panels(curves)
     for name, ax in panels.items():
@@ -430,8 +434,7 @@ def plot_card_curves(curves: pd.DataFrame) -> None:
 
 def plot_parts(curves: pd.DataFrame) -> None:
     """Training success or return without each part, on the tasks where that was asked: the median over seeds."""
-    curves = curves.copy()
-    curves[["task", "agent"]] = curves["experiment"].str.split("/", expand=True)
+    curves = with_tasks(curves)
     curves = curves[curves["agent"].isin(PARTS)]
     asked = set(curves.loc[curves["agent"] != "palmer", "task"])
     names = [name for name in TASKS if name in asked]
