@@ -4,7 +4,7 @@
 #
 #   bash study/benchmark.sh alone              # PALMER with the whole machine until 0.99, one run at a time
 #   JOBS=2 bash study/benchmark.sh original    # the settings of the original publication, updated correctly
-#   JOBS=2 bash study/benchmark.sh larger      # trained on mazes of size 25 and 33
+#   JOBS=2 bash study/benchmark.sh larger      # trained on a maze of twice the length
 #   bash study/benchmark.sh generalise         # the scorecard's agents of S17Random, played on larger mazes
 #
 # Runs go to runs/PART/..., tables to results/PART/, where a finished one replaces the one before. The command can be
@@ -25,11 +25,11 @@ alone)
     algos=palmer JOBS=1 # sweep.sh gives a single run all cores
     ;;
 original)
-    SEEDS=${ORIGINAL_SEEDS=11}
+    envs="$(maze S13) $(maze S17Random)" SEEDS=${ORIGINAL_SEEDS=11}
     check_seeds ORIGINAL_SEEDS
     ;;
 larger)
-    envs="$(maze S25Random) $(maze S33Random)" SEEDS=${LARGER_SEEDS=11 12 13}
+    envs=$(maze S33Random) SEEDS=${LARGER_SEEDS=11 12 13}
     check_seeds LARGER_SEEDS
     ;;
 generalise)

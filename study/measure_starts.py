@@ -1,6 +1,6 @@
 """Where does an agent lose its episodes? Success by the column in which an episode starts.
 
-    python -m study.measure_starts runs/larger/*S33Random*/checkpoint.pt --out results/starts/runs.csv
+    python -m study.measure_starts runs/scorecard/s13/{palmer,no_recall}/*/checkpoint.pt
 
 Plays held-out episodes of the real environment with sampled actions. For each checkpoint and each column of the maze,
 one row: the episodes that start there (1 is the back of the room, larger numbers are nearer to the fork), the shares

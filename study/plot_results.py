@@ -104,22 +104,6 @@ def plot_gate(curves: pd.DataFrame) -> None:
     save(figure, "gate")
 
 
-def plot_starts(starts: pd.DataFrame, env: str) -> None:
-    """Over all seeds, by the column in which episodes start: share solved, and share with the cue in view."""
-    starts = starts[starts["checkpoint"].str.contains("larger/") & (starts["env"] == env)]
-    figure, axes = panels(len(AGENTS))
-    for ax, (algo, agent) in zip(axes, AGENTS.items(), strict=True):
-        rows = starts[starts["algo"] == algo]
-        for column, label, color in (("success", "solved", COLORS[algo]), ("saw_cue", "cue in view", "#444444")):
-            ended = (rows[column] * rows["episodes"]).groupby(rows["column"]).sum()
-            share = ended / rows.groupby("column")["episodes"].sum()
-            ax.plot(share.index, share, label=label, color=color, lw=1.4, ls="--" if column == "saw_cue" else "-")
-        ax.set(title=agent, xlabel="column of the start", ylim=(0.4, 1.02))
-        ax.legend(frameon=False, loc="lower right")
-    axes[0].set_ylabel("share of episodes")
-    save(figure, "starts")
-
-
 # ------------------------------------------------------------------------------------------------ statistics
 
 
@@ -279,7 +263,9 @@ def pairs_table(runs: pd.DataFrame) -> list[list[str]]:
 
 
 def alone_table(runs: pd.DataFrame) -> list[list[str]]:
+    """When was training at 0.99, with the machine to itself, and what does the agent of that moment solve?"""
     rows = [["environment", "runs at 0.99", "threads", "seconds to 0.99: median (least to most)", "steps to 0.99"]]
+    rows[0].append("held-out episodes solved then: median (least)")
     for (env, _), group in groups(runs):
         seconds = group["seconds_to_0.99"]
         rows.append(
@@ -289,6 +275,7 @@ def alone_table(runs: pd.DataFrame) -> list[list[str]]:
                 str(group["threads"].iloc[0]),
                 f"{number(median(seconds), '{:.0f}')} ({seconds.min():.0f} to {seconds.max():.0f})",
                 number(median(group["steps_to_0.99"]) / 1e6, "{:.2f}M"),
+                f"{group['success'].median():.3f} ({group['success'].min():.3f})",
             ]
         )
     return rows
@@ -364,18 +351,6 @@ def failures_table(played: pd.DataFrame) -> list[list[str]]:
         for window, group in played[played["algo"] == algo].groupby("memory_length", dropna=False):
             ends = [f"{group[end].median():.3f} ({group[end].max():.3f})" for end in ("wrong", "timeout_rate")]
             rows.append([f"{agent}, {len(group)} seeds", f"{window:.0f}" if np.isfinite(window) else "", *ends])
-    return rows
-
-
-def starts_table(starts: pd.DataFrame) -> list[list[str]]:
-    """Of each checkpoint, over all starts: was the cue in view, how did episodes end, and what did it expect."""
-    header = ["checkpoint", "cue in view", "wrong object", "wrong, cue never in view", "out of time"]
-    rows = [[*header, "value at the first step", "at the last"]]
-    for checkpoint, group in starts.groupby("checkpoint", sort=False):
-        columns = ["saw_cue", "wrong_object", "wrong_without_cue", "out_of_time", "first_value", "last_value"]
-        means = [np.average(group[column], weights=group["episodes"]) for column in columns]
-        name = checkpoint.removeprefix("runs/").removesuffix("/checkpoint.pt")
-        rows.append([f"`{name}`", *(f"{mean:.3f}" for mean in means[:4]), *(f"{mean:.2f}" for mean in means[4:])])
     return rows
 
 
@@ -461,16 +436,9 @@ def main() -> None:
 
     if (larger := read("larger", "runs")) is not None:
         replace_table("larger", markdown(main_table(larger)))
-        complete = complete_seeds(larger)
-        if complete["seed"].nunique() >= LEAST_SEEDS:
-            replace_table("larger aggregates", markdown(aggregates_table(complete)))
         plot_training(read("larger", "curves"), "success", "success of the last 500 episodes", "larger")
 
-    if (starts := read("starts", "runs")) is not None:
-        replace_table("starts", markdown(starts_table(starts)))
-        plot_starts(starts, "MiniGrid-MemoryS33Random-v0")
-
-    if (looks := read("starts", "ablations")) is not None:
+    if (looks := read("starts", "runs")) is not None:
         replace_table("looks", markdown(looks_table(looks)))
 
     plot_scorecard.main()

@@ -24,7 +24,7 @@ from tasks.minigrid_memory import maze_of
 from tasks.tables import Tables
 
 VIEW = 3  # cells
-MAZES = ("S11", "S13", "S13Random", "S17Random", "S25Random", "S33Random")  # on which agents were trained
+MAZES = ("S11", "S13", "S13Random", "S17Random", "S33Random")  # on which agents were trained
 MOVES = range(3)  # left, right, forward: MiniGrid's other actions do nothing in a Memory maze
 TOLERANCE = 1e-9  # steps
 
