@@ -31,7 +31,7 @@ from harness.checkpoint import check_form, check_range
 from harness.flags import Range
 from harness.processes import gather
 from palmer_policy import episode_clock
-from tasks.observations import GRID_VALUES, Frames, is_grid, keys, picture_scale
+from tasks.observations import BUCKETS, GRID_VALUES, Frames, is_grid, keys, picture_scale
 
 RECENT_EPISODES = 500  # over which shares of episodes are averaged
 CODES = 256  # most codes where observations are not a table's
@@ -41,6 +41,7 @@ VISIT_BUDGET = 4.0
 CUE = 0.5  # p (1 - p) of two codes, one of which each episode shows
 NEAR = 0.03  # root mean square difference of looks, up to which two are one code; noise of 30 grey levels makes 0.014
 BLOCK = 7  # pixels of a picture that are averaged before looks are compared
+DIGITS = (BUCKETS - 1).bit_length()  # binary ones, of a word's number
 
 
 @dataclass
@@ -331,8 +332,7 @@ class Codes:
         if restart:
             self.near, self.prototypes = NEAR, None
         if self.prototypes is None:
-            vectors = [part.float() for part in frames if part.ndim == 2]
-            self.spread = gather([vector.std(0, correction=0).clamp_min(1e-6) for vector in vectors])[0]
+            self.spread = gather([spread_of(part) for part in frames if is_vector(part)])[0]
         looks = self._looks(frames)
         if self.prototypes is None:
             self.prototypes = looks[:0]
@@ -360,7 +360,7 @@ class Codes:
         if prototypes is None:
             return
         frames = tuple(part[:1] for part in self.table.frames[: self.parts])
-        check_form(spread, [part[0].float() for part in frames if part.ndim == 2], "spread")
+        check_form(spread, [part[0].float() for part in frames if is_vector(part)], "spread")
         if any((part <= 0).any() for part in spread):
             raise ValueError("a spread must be above 0")
         self.spread = [part.to(frames[0].device) for part in spread]
@@ -404,7 +404,9 @@ class Codes:
         """(K, F) -> (K, C'), to each prototype."""
         if not len(self.prototypes):
             return looks.new_full((len(looks), 1), math.inf)
-        return torch.cdist(looks, self.prototypes)
+        # By way of a matrix product it would be sooner, but no distance of numbers that are large beside their spread.
+        exact = "donot_use_mm_for_euclid_dist" if self.spread else "use_mm_for_euclid_dist_if_necessary"
+        return torch.cdist(looks, self.prototypes, compute_mode=exact)
 
     def _numbers(self) -> dict[bytes, int]:
         """Number of each prototype; a hash, as equal looks need no distances."""
@@ -413,7 +415,8 @@ class Codes:
         return self._number_of
 
     def _looks(self, frames: Frames) -> Tensor:
-        """What is compared: (K, F), pictures pooled, cells one-hot, vectors in tenths of their first spread.
+        """What is compared: (K, F), pictures pooled, cells one-hot, vectors in tenths of their first spread, words by the
+        binary digits of their numbers, as words of neighbouring numbers are no more alike than others.
 
         Each part counts as much as any other: the square of a distance is the sum of their mean squares.
         """
@@ -423,8 +426,10 @@ class Codes:
                 look = F.one_hot(part.long(), max(GRID_VALUES)).flatten(1).float()
             elif part.ndim == 4:
                 look = pooled(part) * picture_scale(space)
+            elif is_vector(part):
+                look = part / (10 * next(spread))
             else:
-                look = part.float() / (10 * next(spread))
+                look = (part[..., None] >> torch.arange(DIGITS, device=part.device) & 1).flatten(1).float()
             looks.append(look / math.sqrt(look.shape[1]))
         return torch.cat(looks, 1)
 
@@ -445,3 +450,14 @@ def pooled(pictures: Tensor) -> Tensor:
 
 def rows_as_bytes(looks: Tensor) -> list[bytes]:
     return [row.tobytes() for row in looks.cpu().numpy()]
+
+
+def is_vector(part: Tensor) -> bool:
+    """Numbers, and not words, which are whole."""
+    return part.ndim == 2 and part.is_floating_point()
+
+
+def spread_of(vector: Tensor) -> Tensor:
+    """(K, n) -> (n,), standard deviations; 1 for what is always the same, as there is nothing to measure it by."""
+    spread = vector.double().std(0, correction=0)
+    return torch.where(spread > 0, spread, 1).clamp(1e-30, 1e30).float()

@@ -1,10 +1,13 @@
 """N environments of one task, as tables or from the Gymnasium package, which look the same from outside."""
 
 import functools
+import os
 from collections.abc import Callable
+from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
@@ -46,6 +49,14 @@ def maze_tables(env_id: str, obs_mode: str, agent_view_size: int) -> minigrid_me
     return minigrid_memory.enumerate_maze(make_real_env(task), tile_size)
 
 
+def make_apart(task: TaskArgs) -> gymnasium.Env:
+    """In a process of its own, which leaves the script's group: what Ctrl-C or a terminal that is closed sends to all of
+    it would end the environments under the feet of an agent that has yet to save."""
+    if parent_process() is not None and hasattr(os, "setpgid"):  # Gymnasium also makes one in the script itself
+        os.setpgid(0, 0)
+    return make_real_env(task)
+
+
 class GymnasiumEnvs:
     """N environments of any Gymnasium package, one after the other on the CPU or each in a process of its own.
 
@@ -64,12 +75,12 @@ class GymnasiumEnvs:
             raise InputError(f"--env-id {task.env_id}: its reset fails with {first_line(error)}.") from error
         self.tells_success = probe.get_wrapper_attr("tells")
         probe.close()
-        make_all = [functools.partial(make_real_env, task)] * num_envs
+        make = functools.partial(make_apart if task.async_envs else make_real_env, task)
         same_step = AutoresetMode.SAME_STEP
         if task.async_envs:  # forked processes would inherit threads and locks
-            self._envs = AsyncVectorEnv(make_all, copy=False, autoreset_mode=same_step, context="spawn")
+            self._envs = AsyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=same_step, context="spawn")
         else:
-            self._envs = SyncVectorEnv(make_all, copy=False, autoreset_mode=same_step)
+            self._envs = SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=same_step)
         self.num_envs, self._task = num_envs, task
         self.action_space = self._envs.single_action_space
         self.observations = ObservationTable(self._envs.single_observation_space, device=device)

@@ -26,7 +26,7 @@ from memory_aids import Codes, MemoryAids, draw_ages, questions
 from palmer_policy import RunningNorm, make_policy
 from tasks import make_envs
 from tasks.envs import maze_tables
-from tasks.observations import ObservationTable
+from tasks.observations import ObservationTable, plain_space, words
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [ppo_palmer, ppo_lstm, ppo_trxl]
@@ -297,6 +297,46 @@ def test_no_code_changes_by_what_is_seen_later():
     again, _ = alone.learn()
     assert torch.equal(again[:200], first)
     assert len(alone.prototypes) <= memory_aids.CODES
+
+
+@pytest.mark.parametrize("offset", [0, 1000])
+@pytest.mark.parametrize("idle", [[], [0.0], [7e5]], ids=["nothing idle", "an idle 0", "an idle number"])
+def test_looks_are_told_apart_however_large_or_idle_their_numbers_are(offset, idle):
+    rng = np.random.default_rng(0)
+    kinds = rng.permutation(np.repeat(np.arange(20), 30))
+    corners = np.array(list(np.ndindex(3, 3, 3)))[:20]
+    numbers = offset + corners[kinds] + rng.uniform(-0.02, 0.02, (len(kinds), 3))
+    vectors = np.concatenate((numbers, np.tile(idle, (len(kinds), 1))), 1).astype(np.float32)
+    codes = Codes(table_of(*vectors, distinct=False))
+    code_of, _ = codes.learn()
+    assert len(set(zip(kinds.tolist(), code_of.tolist(), strict=True))) == len(codes.prototypes) == 20
+    frames = codes.table.frames
+    alone = torch.cat([codes.of(tuple(part[i : i + 1] for part in frames)) for i in range(100)])
+    assert torch.equal(alone, code_of[:100]), "a code depends on the frames that were asked for beside it"
+
+
+def test_a_number_that_begins_to_change_late_tells_looks_apart():
+    rng = np.random.default_rng(0)
+    looks = rng.normal(size=(300, 2)).astype(np.float32)
+    off, on = (np.concatenate((looks, np.full((300, 1), flag, np.float32)), 1) for flag in (0, 1))
+    codes = Codes(table_of(*off, distinct=False))
+    codes.learn()
+    codes.table = table_of(*off[:5], *on[:5], distinct=False)
+    codes.prototypes = codes.prototypes[:200]  # room for more
+    code_of, _ = codes.learn()
+    assert not set(code_of[:5].tolist()) & set(code_of[5:].tolist())
+
+
+def test_texts_are_told_apart_by_their_words():
+    missions = [f"go to the {colour} {thing}" for colour in ("red", "blue", "grey") for thing in ("ball", "key")]
+    space = plain_space(spaces.Dict(mission=spaces.Text(99), noise=spaces.Box(-1, 1, (2,))))
+    table = ObservationTable(space)
+    table.distinct = False
+    noise = np.random.default_rng(0).uniform(-1e-3, 1e-3, (60, 2)).astype(np.float32) + [[5, 5]]
+    noise[::2] -= 10  # of two kinds, so that there is a spread to measure by
+    table.number((noise, np.stack([words(missions[i % 6]) for i in range(60)])))
+    code_of, _ = Codes(table).learn()
+    assert len(code_of.unique()) == 6 and torch.equal(code_of, torch.arange(60) % 6)
 
 
 def test_codes_do_not_look_at_what_the_agent_did():

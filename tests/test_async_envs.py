@@ -53,6 +53,26 @@ def test_when_an_environments_process_is_killed_one_sentence_says_so(killed):
         envs.close()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_a_terminal_sends_to_the_whole_group_stops_the_script_alone_which_saves(tmp_path, number):
+    run = tmp_path / "run"
+    words = [*TRAIN, "--total-timesteps", "1000000000", "--run-dir", str(run)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(words, cwd=ROOT, start_new_session=True, **pipes)
+    try:
+        while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, number)
+        out, error = process.communicate()
+    finally:
+        process.kill()
+    assert process.returncode == 0 and f"--resume {run}" in out and (run / "checkpoint.pt").exists()
+    assert "fails" not in error
+    if number != signal.SIGHUP:  # at that Python's own tracker of semaphores ends, too, and says so to nobody
+        assert "Traceback" not in error
+
+
 class Leaving(gymnasium.Env):
     """Ends its process at the first step, as if all were well."""
 

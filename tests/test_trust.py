@@ -546,6 +546,17 @@ def test_ctrl_c_while_pytorch_is_imported_is_one_sentence(tmp_path, script):
     assert imported.returncode == -signal.SIGINT and "KeyboardInterrupt" in imported.stderr
 
 
+def test_ctrl_c_is_the_own_one_of_a_users_script_beside_ours(tmp_path):
+    for name in ("evaluate.py", "harness"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    mine = "import evaluate, os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nfinally:\n    print('mine')\n"
+    (tmp_path / "mine.py").write_text(mine)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    script = [sys.executable, "mine.py"]
+    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (-signal.SIGINT, "mine\n")
+
+
 def test_ctrl_c_while_starting_and_twice(tmp_path, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
