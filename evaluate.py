@@ -17,7 +17,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
@@ -30,14 +30,14 @@ import tyro
 from harness.agent import Agent, Batch, choose_actions
 from harness.checkpoint import check_form, load_checkpoint
 from harness.flags import Range, args_in_file, check_args, check_value, run_script
-from harness.input_error import InputError, flag_of, shortened
+from harness.input_error import InputError, RunError, flag_of, shortened
 from harness.trust import must_be_repeated, only_if_repeated
 from palmer_policy import POLICIES, MemoryPolicy, MemoryState, PolicyOutput, make_policy, setting_hints
 from replay.film import Film
 from replay.memory_picture import MemoryPicture
 from replay.page import PAGED_EPISODES, Page, Track
 from tasks import TaskArgs, make_real_env
-from tasks.real import check_picture, episode_limit
+from tasks.real import LARGEST_NUMBER, check_picture, episode_limit, first_line, unusable
 
 FIRST_SEED = 1_000_000_000  # training seeds environments with smaller numbers
 SEED_BLOCK, SEED_BLOCKS = 1_000_000, 1000  # episodes of one evaluation seed; seeds that share none, all below 2**31
@@ -127,11 +127,16 @@ class Episode:
 
     @classmethod
     def start(cls, env: gym.Env, slot: int, number: int, seed: int) -> "Episode":
-        return cls(env, slot, number, env.reset(seed=held_out_seed(seed, number))[0])
+        with blamed(env, "reset"):
+            obs, _ = env.reset(seed=held_out_seed(seed, number))
+        check_numbers(env, *obs)
+        return cls(env, slot, number, obs)
 
     def act(self, action: Any, limit: int | None) -> None:
-        self.obs, reward, terminated, truncated, info = self.env.step(action)
+        with blamed(self.env, "step"):
+            self.obs, reward, terminated, truncated, info = self.env.step(action)
         self.length, self.reward = self.length + 1, float(reward)
+        check_numbers(self.env, *self.obs, self.reward)
         self.total_reward += self.reward
         truncated = truncated or (limit is not None and self.length >= limit)
         self.end = "terminated" if terminated else "truncated" if truncated else None
@@ -155,6 +160,29 @@ class Episode:
         )
 
 
+@contextmanager
+def blamed(env: gym.Env, what: str) -> Iterator[None]:
+    """Raises RunError for whatever an environment of one's own raises."""
+    try:
+        yield
+    except Exception as error:
+        raise RunError(f"{id_of(env)}: its {what} fails with {first_line(error)}.") from error
+
+
+def check_numbers(env: gym.Env, *values: Any) -> None:
+    """Raises RunError for an observation or a reward of which no agent can make anything."""
+    for value in values:
+        if (bad := unusable(value)) is not None:
+            raise RunError(
+                f"{id_of(env)}: a number of an observation or reward is {bad}, and nothing is made of what is not "
+                f"finite or beyond {LARGEST_NUMBER:g}."
+            )
+
+
+def id_of(env: gym.Env) -> str:
+    return env.spec.id if env.spec else type(env.unwrapped).__name__
+
+
 def held_out_seed(seed: int, episode: int) -> int:
     """The environment's seed for an episode of an evaluation: never one of training's, and below 2**31."""
     return FIRST_SEED + seed % SEED_BLOCKS * SEED_BLOCK + episode
@@ -166,7 +194,7 @@ def play(
 ) -> Iterator[Moment]:
     """Play held-out episodes, as many at once as there are environments -> their moments, each episode's in order.
 
-    Raises RunError for an agent whose outputs are not finite.
+    Raises RunError for an agent whose outputs are not finite, and for whatever an environment raises.
     """
     device = next(policy.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)

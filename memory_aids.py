@@ -404,7 +404,7 @@ class Codes:
         """(K, F) -> (K, C'), to each prototype."""
         if not len(self.prototypes):
             return looks.new_full((len(looks), 1), math.inf)
-        # By way of a matrix product it would be sooner, but no distance of numbers that are large beside their spread.
+        # A matrix product would be sooner, but makes no distance of numbers that are large beside their spread.
         exact = "donot_use_mm_for_euclid_dist" if self.spread else "use_mm_for_euclid_dist_if_necessary"
         return torch.cdist(looks, self.prototypes, compute_mode=exact)
 
@@ -415,8 +415,8 @@ class Codes:
         return self._number_of
 
     def _looks(self, frames: Frames) -> Tensor:
-        """What is compared: (K, F), pictures pooled, cells one-hot, vectors in tenths of their first spread, words by the
-        binary digits of their numbers, as words of neighbouring numbers are no more alike than others.
+        """What is compared: (K, F), pictures pooled, cells one-hot, vectors in tenths of their first spread, words by
+        the binary digits of their numbers, as those of neighbouring numbers are no more alike than others.
 
         Each part counts as much as any other: the square of a distance is the sum of their mean squares.
         """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.archive import Checksummed, Damaged, read_archive
-from harness.input_error import InputError
+from harness.input_error import InputError, RunError
 
 CHECKPOINT_FORMAT = 3  # raise it when the meaning of a saved field changes
 WITHOUT_CHECKSUM = 2  # this format had none; its files are known to be whole by the CRCs of their entries
@@ -20,9 +20,11 @@ WITHOUT_CHECKSUM = 2  # this format had none; its files are known to be whole by
 def save_checkpoint(file: str | Path, payload: dict[str, Any]) -> None:
     """Save `payload` (tensors and plain values, with the key "algo") in one piece, a checksum at its end.
 
-    Whatever interrupts it, `file` holds either the previous checkpoint or the new one, whole.
+    Whatever interrupts it, `file` holds either the previous checkpoint or the new one, whole. Raises RunError, before
+    anything is written, for a number that is not finite, of which no file could be read again.
     """
     file = Path(file)
+    check_finite(payload, "checkpoint")
     temporary = file.with_name(file.name + ".tmp")
     try:
         with open(temporary, "wb") as opened:
@@ -37,6 +39,15 @@ def save_checkpoint(file: str | Path, payload: dict[str, Any]) -> None:
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_finite(tree: Any, name: str) -> None:
+    """Raises RunError for a number that is not finite, inside dicts and lists too, and says whose it is."""
+    if isinstance(tree, Mapping | list | tuple):
+        for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+            check_finite(value, f"{name}.{key}")
+    elif not (torch.as_tensor(tree).isfinite().all() if isinstance(tree, Tensor | float) else True):
+        raise RunError(f"{name} is not finite, and nothing that is not finite is saved.")
 
 
 def load_checkpoint(file: str | Path, flag: str = "--checkpoint") -> dict[str, Any]:

@@ -17,7 +17,16 @@ from harness.checkpoint import check_form
 from harness.input_error import InputError, RunError
 from tasks import minigrid_memory
 from tasks.observations import ObservationTable
-from tasks.real import RGB_PIXELS, TaskArgs, episode_limit, first_line, make_real_env, requested_limit
+from tasks.real import (
+    LARGEST_NUMBER,
+    RGB_PIXELS,
+    TaskArgs,
+    episode_limit,
+    first_line,
+    make_real_env,
+    requested_limit,
+    unusable,
+)
 from tasks.step import Step
 from tasks.tables import TableEnvs
 
@@ -50,8 +59,8 @@ def maze_tables(env_id: str, obs_mode: str, agent_view_size: int) -> minigrid_me
 
 
 def make_apart(task: TaskArgs) -> gymnasium.Env:
-    """In a process of its own, which leaves the script's group: what Ctrl-C or a terminal that is closed sends to all of
-    it would end the environments under the feet of an agent that has yet to save."""
+    """In a process of its own, which leaves the script's group: what Ctrl-C or a terminal that is closed sends to all
+    of it would end the environments under the feet of an agent that has yet to save."""
     if parent_process() is not None and hasattr(os, "setpgid"):  # Gymnasium also makes one in the script itself
         os.setpgid(0, 0)
     return make_real_env(task)
@@ -148,13 +157,12 @@ class GymnasiumEnvs:
             raise RunError(f"{failed} with {first_line(error)}.") from error
 
     def _check_finite(self, what: str, values: np.ndarray) -> None:
-        """values (N, ...). Nothing that is not finite may reach the network."""
-        if not np.isfinite(values).all():
-            row = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))[0])
-            bad = values[row][~np.isfinite(values[row])].flat[0] if values[row].ndim else values[row]
+        """values (N, ...). Nothing that is not finite, or whose squares would not be, may reach the network."""
+        if unusable(values) is not None:
+            row, bad = next((row, bad) for row, bad in enumerate(map(unusable, values)) if bad is not None)
             raise RunError(
                 f"--env-id {self._task.env_id}: a {what} is {bad} (environment {row} of {len(values)}, step "
-                f"{self._steps} of each), and nothing that is not finite is learned."
+                f"{self._steps} of each), and nothing is learned of what is not finite or beyond {LARGEST_NUMBER:g}."
             )
 
     def state_dict(self) -> dict[str, Any]:

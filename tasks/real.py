@@ -21,6 +21,7 @@ from harness.input_error import InputError
 from tasks import minigrid_memory
 from tasks.observations import grid_space, plain_observation, plain_space
 
+LARGEST_NUMBER = 1e14  # of an observation or a reward: sums of a billion squares of it are still finite in float32
 RGB_PIXELS = 84  # an RGB frame is the largest whole number of pixels a cell that fits in this
 
 
@@ -162,6 +163,15 @@ def find_spec(env_id: str) -> EnvSpec:
         raise InputError(
             f"--env-id {env_id}: must be the id of an environment registered with Gymnasium{near_text}."
         ) from error
+
+
+def unusable(values: Any) -> float | None:
+    """The first number of an observation's part or of a reward that nothing can be learned of, if there is one."""
+    values = np.asarray(values)
+    if values.dtype.kind != "f":
+        return None
+    bad = ~(np.abs(values) <= LARGEST_NUMBER)  # what is not finite is no smaller either
+    return float(values[bad].flat[0]) if bad.any() else None
 
 
 def first_line(error: BaseException) -> str:

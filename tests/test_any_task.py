@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -402,7 +403,37 @@ class InfinitePicture(small_envs.Plain):
         return picture
 
 
-for case in (Broken, InfinitePicture):
+class NoReading(small_envs.Plain):
+    """A sensor that says 1e20 where it has nothing to say: finite, but its square is not."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+
+    def observe(self):
+        self.shown = getattr(self, "shown", 0) + 1
+        return np.float32([self.shown, 1e20 if self.shown == 60 else 0])
+
+
+class FailsWhenEvaluated(small_envs.Plain):
+    """Sound in training; with held-out seeds its reset or a step fails, or a number is NaN."""
+
+    how = "step"
+
+    def reset(self, *, seed=None, options=None):
+        self.held_out = getattr(self, "held_out", False) or (seed or 0) >= 10**9
+        if self.held_out and self.how == "reset":
+            raise ZeroDivisionError("the motor is off")
+        return super().reset(seed=seed, options=options)
+
+    def pay(self, action):
+        if self.held_out and self.how == "step":
+            raise ZeroDivisionError("the motor is off")
+        return np.nan if self.held_out and self.how == "reward" else 1.0
+
+
+for how in ("step", "reset", "reward"):
+    case = type(f"Fails{how.title()}", (FailsWhenEvaluated,), {"how": how})
+    gymnasium.register(id=f"Case/{case.__name__}-v0", entry_point=case, max_episode_steps=50)
+for case in (Broken, InfinitePicture, NoReading):
     gymnasium.register(id=f"Case/{case.__name__}-v0", entry_point=case, max_episode_steps=50)
 
 
@@ -411,6 +442,7 @@ for case in (Broken, InfinitePicture):
     [
         ("Case/NaNReward-v0", ["a reward is nan", "environment", "step"]),
         ("Case/InfinitePicture-v0", ["observation is inf", "environment", "step"]),
+        ("Case/NoReading-v0", ["observation is 1.0000000200408773e+20", "beyond 1e+14"]),
         ("Case/Broken-v0", ["its step fails with ZeroDivisionError (the motor is off)"]),
     ],
 )
@@ -428,6 +460,24 @@ def test_a_run_that_cannot_go_on_ends_in_a_sentence_and_leaves_a_finite_checkpoi
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert saved["step"] == rows[-1]["step"] > 0
     assert all(part.isfinite().all() for part in saved["policy"].values())
+
+
+@pytest.mark.parametrize(
+    "env_id, words",
+    [
+        ("Case/FailsStep-v0", "FailsStep-v0: its step fails with ZeroDivisionError"),
+        ("Case/FailsReset-v0", "FailsReset-v0: its reset fails with ZeroDivisionError"),
+        ("Case/FailsReward-v0", "FailsReward-v0: a number of an observation or reward is nan"),
+    ],
+)
+def test_an_environment_that_fails_in_an_evaluation_is_named_and_what_was_trained_kept(env_id, words, tmp_path):
+    small = {"num_envs": 4, "num_steps": 8, "num_minibatches": 1, "width": 16, "cuda": False}
+    args = ppo_lstm.Args(
+        env_id=env_id, **small, total_timesteps=96, eval_every=64, run_dir=str(tmp_path / "run"), checkpoint_every=0
+    )
+    with pytest.raises(RunError, match=re.escape(words)):
+        ppo_lstm.main(args)
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] >= 32
 
 
 def test_a_gradient_that_is_not_finite_is_not_learned():

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import io
 import json
+import math
 import os
 import pickle
 import shutil
@@ -322,8 +323,17 @@ def test_without_a_checksum_the_crcs_tell(tmp_path):
 
 @pytest.mark.parametrize("value", [torch.tensor([1.0, float("nan")]), torch.tensor(float("inf")), float("nan")])
 def test_what_is_not_finite_is_refused(tmp_path, value):
-    save_checkpoint(tmp_path / "c.pt", {"algo": "palmer", "weights": value})
+    torch.save({"algo": "palmer", "weights": value, "format": 2}, tmp_path / "c.pt")
     refused(lambda: load_checkpoint(tmp_path / "c.pt"), "damaged")
+
+
+def test_what_is_not_finite_is_not_saved_over_what_is(tmp_path):
+    file = tmp_path / "c.pt"
+    save_checkpoint(file, {"algo": "palmer", "weights": [torch.ones(2)]})
+    for bad in ([torch.tensor([1.0, math.inf])], {"mean": math.nan}):
+        with pytest.raises(RunError, match="checkpoint.weights.(0|mean) is not finite"):
+            save_checkpoint(file, {"algo": "palmer", "weights": bad})
+    assert load_checkpoint(file)["weights"][0].tolist() == [1, 1]
 
 
 def test_an_agent_whose_outputs_are_not_finite_plays_no_action(copied, capsys):
