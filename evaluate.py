@@ -323,6 +323,9 @@ def load_agent(
 
     Raises InputError, a ValueError, in one sentence, as `load_policy` does, and for a batch or seed that cannot be.
     """
+    for name, value in (("file", str(file) if isinstance(file, Path) else file), ("env_id", env_id or "")):
+        if not isinstance(value, str):
+            raise InputError(f"load_agent: {name} {shortened(value)}: must be a text.")
     try:
         check_value("batch", batch, Batch)
         check_value("seed", seed, get_type_hints(Args, include_extras=True)["seed"])

@@ -235,7 +235,7 @@ def to_onnx(policy: MemoryPolicy, task: TaskArgs, metadata: dict[str, str]) -> b
 
 
 def describe(policy: MemoryPolicy, task: TaskArgs, algo: str, steps_trained: int) -> dict[str, str]:
-    """The file's metadata."""
+    """The file's metadata, of an agent that was trained on `task`."""
     described = {
         "algo": algo,
         "steps_trained": str(steps_trained),
@@ -328,7 +328,7 @@ def main(args: Args) -> None:
     if args.memory_length is not None:
         set_memory_length(policy, checkpoint["algo"], args.memory_length)
     check_sizes(policy, args.checkpoint)
-    model = to_onnx(policy, task, describe(policy, task, checkpoint["algo"], checkpoint["step"]))
+    model = to_onnx(policy, task, describe(policy, trained_on, checkpoint["algo"], checkpoint["step"]))
     difference, relative = differences(policy, task, model)
     if not relative <= TOLERANCE:  # nor is a NaN to be trusted
         raise RunError(
@@ -337,8 +337,8 @@ def main(args: Args) -> None:
         )
     write(file, model)
     print(
-        f"{file}: the {checkpoint['algo']} agent of {task.env_id}, {len(model) / 1e6:.1f} MB; over {CHECKED_STEPS} "
-        f"steps its outputs and memory are PyTorch's within {difference:.1e}"
+        f"{file}: the {checkpoint['algo']} agent of {trained_on.env_id}, {len(model) / 1e6:.1f} MB; over "
+        f"{CHECKED_STEPS} steps its outputs and memory are PyTorch's within {difference:.1e}"
     )
 
 

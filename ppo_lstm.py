@@ -67,7 +67,8 @@ class PPOArgs(MemoryAidArgs, RunArgs, TaskArgs):
     """entropy coefficient at the start"""
     solved_ent_coef: Annotated[float, Range(0, 1000)] = 6e-3
     """least entropy coefficient of an agent that solves everything, in units of the largest return, so that it finds
-    shorter ways and what it misses; comes from 90% of success on, goes in the last two fifths of the run (0: off)"""
+    shorter ways and what it misses; comes from 90% of success on and, with --anneal, goes in the last two fifths of
+    the run (0: off)"""
     vf_coef: Annotated[float, Range(0, 1000)] = 0.5
     """coefficient of the value loss"""
     max_grad_norm: Annotated[float, Range(0, 1e6, above=True)] = 0.5

@@ -143,14 +143,15 @@ class RunFolder:
         """The commands with which a user goes on."""
         print(f"run       {self.path}   (tensorboard --logdir {self.path.parent})")
         print(f"model     {self.checkpoint_file}")
-        print(f"evaluate  python evaluate.py --checkpoint {self.checkpoint_file}{self._repeated}")
+        file = shlex.quote(str(self.checkpoint_file))
+        print(f"evaluate  python evaluate.py --checkpoint {file}{self._repeated}")
         if self.videos.exists():
             print(f"videos    {self.videos}")
         if stopped:
             print(f"continue  {self.resume_command(algo)}")
 
     def resume_command(self, algo: str) -> str:
-        return f"python ppo_{algo}.py --resume {self.path}{self._repeated}"
+        return f"python ppo_{algo}.py --resume {shlex.quote(str(self.path))}{self._repeated}"
 
     def close(self) -> None:
         """Closes all that is open, even where writing the last of it fails."""

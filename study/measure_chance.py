@@ -36,7 +36,8 @@ def task_args(name: str) -> TaskArgs:
 
 
 def mean_return(name: str, episodes: int) -> float:
-    """Of an agent that draws its actions uniformly."""
+    """Of an agent that draws its actions at random: one as probable as another where they can be counted, else from a
+    normal distribution that is clipped to the bounds."""
     env, seed = make_real_env(task_args(name)), 1
     env.action_space.seed(seed)
     total = 0.0
@@ -52,6 +53,8 @@ def mean_return(name: str, episodes: int) -> float:
 def main(options: Options) -> None:
     """Raises InputError on wrong input."""
     check_args(options)
+    if unknown := [name for name in options.tasks if name not in TASKS]:
+        raise InputError(f"--tasks {unknown[0]}: must be of {', '.join(TASKS)}.")
     if trouble := cannot_write(options.out):
         raise InputError(f"--out {options.out}: must be a file that can be written ({trouble}).")
     means = [(name, round(mean_return(name, options.episodes), 4)) for name in options.tasks]

@@ -11,7 +11,7 @@ its value is the mean over these runs of
 less is better, -1 is half as much. A run that does not get there within its steps counts as one of twice as many.
 Any number of processes, on any number of machines that share the file, may work on one study at once; a trial that is
 worse than most after some of its runs is given up; a killed search goes on with the same command. Trial number n
-trains with seed 1000 + n, so that no published result (seeds 1 to 5) was searched on.
+trains with seed 1000 + n, so that no published result (seeds from 1 and from 11 on) was searched on.
 """
 
 import json

@@ -48,6 +48,8 @@ def plain_space(space: Space) -> spaces.Tuple:
             texts.append(spaces.MultiDiscrete([BUCKETS] * WORDS))
         else:
             vectors.append(spaces.flatten_space(leaf))
+    if not pictures and not texts and not sum(vector.shape[0] for vector in vectors):
+        raise ValueError("there is nothing to see")
     if vectors:
         with np.errstate(over="ignore"):  # a float64 bound beyond float32 becomes infinite, as it means to
             low, high = (

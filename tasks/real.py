@@ -85,6 +85,9 @@ def make_native_env(task: TaskArgs, render_mode: str | None = None) -> gymnasium
             f"--env-id {task.env_id}: its constructor fails with {first_line(error)}; "
             "see --env-kwargs for its arguments."
         ) from error
+    for name in ("observation_space", "action_space"):
+        if not isinstance(getattr(env, name, None), spaces.Space):
+            raise InputError(f"--env-id {task.env_id}: its {name} must be a space of Gymnasium's, and is none.")
     if isinstance(env.unwrapped, MiniGridEnv) and is_minigrid_view(env):
         return with_view(env, task.obs_mode, task.agent_view_size)
     if task.agent_view_size != TaskArgs.agent_view_size:
@@ -123,7 +126,7 @@ def env_kwargs(task: TaskArgs) -> dict[str, Any]:
     """--env-kwargs as a dict. Raises InputError if it is no JSON object."""
     try:
         kwargs = json.loads(task.env_kwargs)
-    except ValueError:
+    except (ValueError, TypeError):
         kwargs = None
     if not isinstance(kwargs, dict):
         raise InputError(

@@ -228,6 +228,9 @@ def test_what_load_agent_is_given_is_checked(tmp_path):
     given = {"env_id": "small_envs:Case/Bit-v0"}
     for name, value in (("batch", 0), ("batch", 2.0), ("batch", True), ("seed", -1), ("seed", None)):
         sentence(lambda name=name, value=value: load_agent(file, **given | {name: value}), f"load_agent: {name} ")
+    for wrong in ({"env_id": 5}, {"env_kwargs": {"length": 5}}):
+        sentence(lambda wrong=wrong: load_agent(file, **given | wrong), "must be a")
+    sentence(lambda: load_agent(None, **given), "load_agent: file None")
     save_agent(tmp_path / "other.pt", "lstm", **TASKS["continuous"])
     sentence(lambda: load_agent(tmp_path / "other.pt", env_id="palmer/CartPoleNoVelocity-v0"), "must be like those")
     sentence(lambda: load_agent(tmp_path / "none.pt"), "no such file")

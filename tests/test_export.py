@@ -163,6 +163,13 @@ def test_the_program_writes_one_file_and_says_how_near_it_is(program, tmp_path):
     assert session_of(tmp_path / "agent.onnx").get_modelmeta().custom_metadata_map["memory_length"] == "9"
 
 
+def test_the_file_says_what_the_agent_was_trained_on_wherever_it_was_compared(program, tmp_path):
+    code, text = program(env_id="MiniGrid-MemoryS9-v0")
+    assert code == 0 and "agent of MiniGrid-MemoryS7-v0" in text
+    about = session_of(tmp_path / "agent.onnx").get_modelmeta().custom_metadata_map
+    assert about["env_id"] == "MiniGrid-MemoryS7-v0"
+
+
 def test_wrong_input_is_refused_in_one_sentence_and_leaves_the_file_as_it_was(program, tmp_path, monkeypatch):
     (tmp_path / "agent.onnx").write_text("an earlier one")
     (tmp_path / "folder.onnx").mkdir()

@@ -452,12 +452,17 @@ def test_longer_streams_have_a_column_each():
     ]
 
 
-def test_chance_is_that_of_uniform_actions(tmp_path):
+def test_chance_is_that_of_random_actions(tmp_path):
     out = tmp_path / "chance.csv"
     measure_chance.main(measure_chance.Options(("repeat_and_parity", "cartpole"), out, episodes=40))
     rows = {row["task"]: float(row["return"]) for row in csv.DictReader(out.open())}
     assert abs(rows["repeat_and_parity"]) < 0.1, "mean of 40 times 96 coin flips"
     assert 10 < rows["cartpole"] < 40
+
+
+def test_chance_is_that_of_a_known_task(tmp_path):
+    with pytest.raises(InputError, match="--tasks s99: must be of .*s13"):
+        measure_chance.main(measure_chance.Options(("s99",), tmp_path / "chance.csv"))
 
 
 def test_chance_is_written_somewhere(tmp_path):

@@ -447,6 +447,10 @@ def test_a_step_that_raises_is_named_with_the_cause(env_id):
         ),
         (spaces.Discrete(2), spaces.Sequence(spaces.Discrete(3)), ["its actions", "MultiDiscrete"]),
         (spaces.Discrete(2), spaces.Dict(a=spaces.Discrete(3)), ["its actions", "MultiDiscrete"]),
+        (spaces.Dict(), spaces.Discrete(2), ["its observations", "nothing to see"]),
+        (spaces.Box(0, 1, (0,)), spaces.Discrete(2), ["its observations", "nothing to see"]),
+        (None, spaces.Discrete(2), ["its observation_space", "must be a space"]),
+        (spaces.Discrete(2), None, ["its action_space", "must be a space"]),
     ],
 )
 def test_spaces_that_cannot_be_used_are_refused(observation_space, action_space, words, env_id):

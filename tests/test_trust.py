@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import shlex
 import shutil
 import signal
 import subprocess
@@ -149,6 +150,15 @@ def test_the_printed_commands_repeat_what_no_file_is_trusted_with(tmp_path, caps
     folder.close()
     out = capsys.readouterr().out
     assert out.count(" --env-id small_envs:X-v0 --env-kwargs '{\"a\": 1}'\n") == 2
+
+
+def test_the_printed_commands_can_be_pasted(tmp_path, capsys):
+    args = tiny(ppo_lstm, tmp_path / "a run's")
+    folder = RunFolder(args.run_dir, args, "lstm")
+    folder.say_what_next("lstm", stopped=True)
+    folder.close()
+    commands = [line.split(None, 1)[1] for line in capsys.readouterr().out.splitlines() if " python " in line]
+    assert [shlex.split(command)[3] for command in commands] == [args.run_dir + "/checkpoint.pt", args.run_dir]
 
 
 def test_no_log_outside_of_the_folder_is_cut(copied, tmp_path):
