@@ -311,7 +311,7 @@ class Codes:
         self.capacity = table.count if self.exact else CODES
         self.near = 0.0
         self.prototypes: Tensor | None = None  # (C', F) looks
-        self.spread: list[Tensor] = []  # of each part that is a vector: its elements' standard deviations
+        self.spread: list[Tensor] = []  # of each part that is measured by it: its elements' standard deviations
         self._number_of: dict[bytes, int] = {}  # of each prototype, where only equal looks are one code
 
     @property
@@ -332,7 +332,7 @@ class Codes:
         if restart:
             self.near, self.prototypes = NEAR, None
         if self.prototypes is None:
-            self.spread = gather([spread_of(part) for part in frames if is_vector(part)])[0]
+            self.spread = gather([spread_of(numbers) for numbers in self._measured(frames)])[0]
         looks = self._looks(frames)
         if self.prototypes is None:
             self.prototypes = looks[:0]
@@ -360,7 +360,7 @@ class Codes:
         if prototypes is None:
             return
         frames = tuple(part[:1] for part in self.table.frames[: self.parts])
-        check_form(spread, [part[0].float() for part in frames if is_vector(part)], "spread")
+        check_form(spread, [numbers[0].float() for numbers in self._measured(frames)], "spread")
         if any((part <= 0).any() for part in spread):
             raise ValueError("a spread must be above 0")
         self.spread = [part.to(frames[0].device) for part in spread]
@@ -414,20 +414,26 @@ class Codes:
             self._number_of[rows_as_bytes(self.prototypes[number : number + 1])[0]] = number
         return self._number_of
 
+    def _measured(self, frames: Frames) -> list[Tensor]:
+        """(K, n), each part whose unit nothing but its spread tells: vectors, and pictures whose bounds tell none."""
+        parts = zip(frames, self.table.space, strict=False)
+        return [part if is_vector(part) else pooled(part) for part, space in parts if unit_is_unknown(part, space)]
+
     def _looks(self, frames: Frames) -> Tensor:
-        """What is compared: (K, F), pictures pooled, cells one-hot, vectors in tenths of their first spread, words by
-        the binary digits of their numbers, as those of neighbouring numbers are no more alike than others.
+        """What is compared: (K, F), pictures pooled, cells one-hot, words by the binary digits of their numbers, as
+        those of neighbouring numbers are no more alike than others, all else in tenths of its first spread.
 
         Each part counts as much as any other: the square of a distance is the sum of their mean squares.
         """
-        looks, spread = [], iter(self.spread)
+        looks, spread = [], iter(zip(self._measured(frames), self.spread, strict=True))
         for part, space in zip(frames, self.table.space, strict=False):
             if part.ndim == 4 and is_grid(space):
                 look = F.one_hot(part.long(), max(GRID_VALUES)).flatten(1).float()
+            elif unit_is_unknown(part, space):
+                numbers, deviation = next(spread)
+                look = numbers / (10 * deviation)
             elif part.ndim == 4:
                 look = pooled(part) * picture_scale(space)
-            elif is_vector(part):
-                look = part / (10 * next(spread))
             else:
                 look = (part[..., None] >> torch.arange(DIGITS, device=part.device) & 1).flatten(1).float()
             looks.append(look / math.sqrt(look.shape[1]))
@@ -455,6 +461,10 @@ def rows_as_bytes(looks: Tensor) -> list[bytes]:
 def is_vector(part: Tensor) -> bool:
     """Numbers, and not words, which are whole."""
     return part.ndim == 2 and part.is_floating_point()
+
+
+def unit_is_unknown(part: Tensor, space: Any) -> bool:
+    return is_vector(part) or (part.ndim == 4 and not is_grid(space) and picture_scale(space) is None)
 
 
 def spread_of(vector: Tensor) -> Tensor:

@@ -141,7 +141,8 @@ def layer_init(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2)) -> nn.M
 
 
 class RunningNorm(nn.Module):
-    """Normalises the elements of a vector by the mean and variance of all that was seen in training.
+    """Normalises the elements of a vector, or of a picture whose bounds tell of no scale, by the mean and variance of
+    all that was seen in training.
 
     The statistics are no state of an episode: like parameters they change between rollouts (`learn`), never within a
     rollout and its update, and are frozen in evaluation. norm_obs: None for the elements that are not bounded within
@@ -158,13 +159,13 @@ class RunningNorm(nn.Module):
         self.register_buffer("count", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(K, n) -> (K, n), what is normalised within [-10, 10]."""
+        """(K, *space.shape) -> as many, what is normalised within [-10, 10]."""
         normalised = ((x - self.mean) * (self.var + 1e-8).rsqrt()).clamp(-10, 10)
         return torch.where(self.chosen, normalised, x)
 
     @torch.no_grad()
     def learn(self, x: Tensor) -> None:
-        """Count the vectors x (B, n) in, of all processes (Chan et al. 1983)."""
+        """Count x (B, *space.shape) in, of all processes (Chan et al. 1983)."""
         if not self.chosen.any():
             return
         x = x.double()
@@ -192,6 +193,7 @@ class PartEncoder(nn.Module):
 
     def __init__(self, space: spaces.Space, width: int, cnn: str, norm_obs: bool | None):
         super().__init__()
+        self.norm = None  # only of numbers whose unit nothing else tells
         if isinstance(space, spaces.MultiDiscrete):
             self.kind = "words"
             self.net = nn.Embedding(BUCKETS, width, padding_idx=0)
@@ -232,6 +234,8 @@ class PartEncoder(nn.Module):
             flat = convolutions(torch.zeros(1, space.shape[2], height, width_in_pixels)).shape[1]
             self.net = nn.Sequential(convolutions, layer_init(nn.Linear(flat, width)), nn.ReLU())
             self.scale = picture_scale(space)
+            if self.scale is None:
+                self.norm = RunningNorm(space, norm_obs)
 
     def forward(self, part: Tensor) -> Tensor:
         dtype = next(self.net.parameters()).dtype
@@ -242,7 +246,11 @@ class PartEncoder(nn.Module):
         if self.kind == "picture":
             # A part at a time: buffers of more than 32 MB are given back to the system and cost more than the
             # arithmetic. A copy in any case: a float picture would be the table's own.
-            pictures = part.permute(0, 3, 1, 2).split(len(part) if part.is_cuda else PICTURES_AT_ONCE)
+            at_once = len(part) if part.is_cuda else PICTURES_AT_ONCE
+            if self.norm:
+                normalised = (self.norm(some) for some in part.to(dtype).split(at_once))
+                return torch.cat([self.net(some.permute(0, 3, 1, 2)) for some in normalised])
+            pictures = part.permute(0, 3, 1, 2).split(at_once)
             return torch.cat([self.net(some.to(dtype, copy=True).mul_(self.scale)) for some in pictures])
         if self.kind == "grid":
             planes = [F.one_hot(part[..., i].long(), n) for i, n in enumerate(GRID_VALUES)]
@@ -268,7 +276,7 @@ class ObservationEncoder(nn.Module):
     def learn_statistics(self, frames: Frames, obs: Tensor) -> None:
         """After an update: count in what a rollout has shown, obs (T, N) among `frames`."""
         for encoder, part in zip(self.parts, frames, strict=True):
-            if encoder.kind == "vector":
+            if encoder.norm:
                 encoder.norm.learn(part[obs.flatten()])
 
 

@@ -195,10 +195,13 @@ def picture_space(space: spaces.Box) -> spaces.Box:
     return spaces.Box(low, high, dtype=picture_dtype(space))
 
 
-def picture_scale(space: spaces.Box) -> float:
-    """What a picture's values are multiplied by: to 1 at most, where its bounds tell of a scale."""
-    most = float(space.high.max())
-    return 1 / most if 1 < most < 1e3 else 1.0
+def picture_scale(space: spaces.Box) -> float | None:
+    """What a picture's values are multiplied by: to 1 at most. None where its bounds tell of no scale, as of a window
+    of prices or of a depth in millimetres: that is measured by its spread, like a vector."""
+    least, most = float(space.low.min()), float(space.high.max())
+    if not -1e3 < least <= most < 1e3:
+        return None
+    return 1 / most if most > 1 else 1.0
 
 
 def words(text: str) -> np.ndarray:

@@ -83,6 +83,17 @@ class Stripes(Bit):
         return picture.clip(0, 255).astype(np.uint8).reshape(self.shape)
 
 
+class Window(Bit):
+    """The last ten prices of eight goods, near 25,000: the bit is whether they rise."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (10, 8), np.float32)
+
+    def show(self):
+        slope = 100.0 if self.bit else -100.0
+        prices = 25_000 + slope * np.arange(10)[:, None] / 10 + self.np_random.normal(0, 10, (10, 8))
+        return prices.astype(np.float32)
+
+
 class StripesNoChannel(Stripes):
     """The same pictures without a channel axis."""
 
@@ -151,6 +162,7 @@ CASES = [
     Bit,
     Bit100,
     Stripes,
+    Window,
     StripesNoChannel,
     NoRenderMode,
     NaNReward,

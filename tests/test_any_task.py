@@ -107,6 +107,7 @@ def iterate(script, parts, scale):
         ("Case/Mixed-v0", {"last_action": True, "last_reward": True}),
         ("Pendulum-v1", {"norm_obs": True, "last_action": True, "last_reward": True}),
         ("CartPole-v1", {"memory_length": 5}),
+        ("Case/Window-v0", {}),
     ],
 )
 def test_first_minibatch_has_ratio_one_while_statistics_move(script, env_id, flags):
@@ -123,6 +124,23 @@ def test_first_minibatch_has_ratio_one_while_statistics_move(script, env_id, fla
     assert started, "episodes start inside a rollout"
     if flags.get("norm_obs") or env_id == "Case/Mixed-v0":
         assert all((a - b).abs().max() > 0 for a, b in zip(means[1], means[3], strict=True)), "statistics must move"
+
+
+@pytest.mark.parametrize("norm_obs", [None, False])
+def test_pictures_in_raw_units_are_normalised_and_told_apart_like_numbers(norm_obs):
+    *parts, carry = set_up(ppo_palmer, "Case/Window-v0", norm_obs=norm_obs)
+    envs, policy, aids = parts[1], parts[2], parts[3]
+    for _ in range(20):
+        _, batch, carry = iterate(ppo_palmer, [*parts, carry], ReturnScale(torch.device("cpu")))
+    encoder = policy.encoder.parts[0]
+    assert encoder.kind == "picture" and bool(encoder.norm.chosen.all()) == (norm_obs is None)
+    size = encoder.norm(envs.observations.frames[0]).square().mean().sqrt()
+    assert 0.5 < size < 2 if norm_obs is None else size > 1e4
+    rising = envs.observations.frames[0][:, -1].mean((1, 2)) > envs.observations.frames[0][:, 0].mean((1, 2))
+    envs.observations.distinct = False  # from here on codes are those of what looks alike
+    aids.codes.learn()
+    code = aids.codes.of(envs.observations.frames)
+    assert not set(code[rising].tolist()) & set(code[~rising].tolist())
 
 
 @pytest.mark.parametrize("unit", [2.0**-10, 2.0**7, 2.0**13])
