@@ -95,8 +95,6 @@ def make_native_env(task: TaskArgs, render_mode: str | None = None) -> gymnasium
             f"--agent-view-size {task.agent_view_size}: must not be given, as {task.env_id} does not show a view of "
             "MiniGrid's."
         )
-    if task.obs_mode != TaskArgs.obs_mode:
-        raise InputError(f"--obs-mode {task.obs_mode}: must not be given, as {task.env_id} is not of MiniGrid.")
     return env
 
 
