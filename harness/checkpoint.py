@@ -20,11 +20,9 @@ WITHOUT_CHECKSUM = 2  # this format had none; its files are known to be whole by
 def save_checkpoint(file: str | Path, payload: dict[str, Any]) -> None:
     """Save `payload` (tensors and plain values, with the key "algo") in one piece, a checksum at its end.
 
-    Whatever interrupts it, `file` holds either the previous checkpoint or the new one, whole. Raises RunError, before
-    anything is written, for a number that is not finite, of which no file could be read again.
+    Whatever interrupts it, `file` holds either the previous checkpoint or the new one, whole.
     """
     file = Path(file)
-    check_finite(payload, "checkpoint")
     temporary = file.with_name(file.name + ".tmp")
     try:
         with open(temporary, "wb") as opened:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from evaluate import describe, evaluate_policy
-from harness.checkpoint import pack, save_checkpoint, write_json
+from harness.checkpoint import check_finite, pack, save_checkpoint, write_json
 from harness.checks import check_run
 from harness.ending import in_one_sentence
 from harness.flags import MAY_CHANGE, Range
@@ -233,6 +233,7 @@ class Run:
                 "processes": processes,
                 "log_sizes": self._folder.log_sizes(),
             }
+            check_finite(payload, "checkpoint")  # which no file could be read with again
             save_checkpoint(self._folder.checkpoint_file, payload)
         self._last_save, self._saved_step = time.monotonic(), self.step
 

@@ -337,13 +337,19 @@ def test_what_is_not_finite_is_refused(tmp_path, value):
     refused(lambda: load_checkpoint(tmp_path / "c.pt"), "damaged")
 
 
-def test_what_is_not_finite_is_not_saved_over_what_is(tmp_path):
-    file = tmp_path / "c.pt"
-    save_checkpoint(file, {"algo": "palmer", "weights": [torch.ones(2)]})
-    for bad in ([torch.tensor([1.0, math.inf])], {"mean": math.nan}):
-        with pytest.raises(RunError, match="checkpoint.weights.(0|mean) is not finite"):
-            save_checkpoint(file, {"algo": "palmer", "weights": bad})
-    assert load_checkpoint(file)["weights"][0].tolist() == [1, 1]
+def test_what_is_not_finite_is_not_saved_over_what_is(tmp_path, monkeypatch):
+    ppo_lstm.main(tiny(ppo_lstm, tmp_path / "run"))
+    update = ppo_lstm.update
+
+    def overflowing(args, policy, *others):
+        losses = update(args, policy, *others)
+        next(policy.parameters()).data.view(-1)[0] = math.inf
+        return losses
+
+    monkeypatch.setattr(ppo_lstm, "update", overflowing)
+    with pytest.raises(RunError, match="checkpoint.policy.* is not finite"):
+        ppo_lstm.main(ppo_lstm.Args(resume=str(tmp_path / "run"), total_timesteps=96))
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 64
 
 
 def test_an_agent_whose_outputs_are_not_finite_plays_no_action(copied, capsys):
