@@ -323,8 +323,8 @@ def load_agent(
 
     Raises InputError, a ValueError, in one sentence, as `load_policy` does, and for a batch or seed that cannot be.
     """
-    for name, value in (("file", str(file) if isinstance(file, Path) else file), ("env_id", env_id or "")):
-        if not isinstance(value, str):
+    for name, value, kinds in (("file", file, str | Path), ("env_id", env_id, str | None)):
+        if not isinstance(value, kinds):
             raise InputError(f"load_agent: {name} {shortened(value)}: must be a text.")
     try:
         check_value("batch", batch, Batch)

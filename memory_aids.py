@@ -405,8 +405,8 @@ class Codes:
         if not len(self.prototypes):
             return looks.new_full((len(looks), 1), math.inf)
         # A matrix product would be sooner, but makes no distance of numbers that are large beside their spread.
-        exact = "donot_use_mm_for_euclid_dist" if self.spread else "use_mm_for_euclid_dist_if_necessary"
-        return torch.cdist(looks, self.prototypes, compute_mode=exact)
+        mode = "donot_use_mm_for_euclid_dist" if self.spread else "use_mm_for_euclid_dist_if_necessary"
+        return torch.cdist(looks, self.prototypes, compute_mode=mode)
 
     def _numbers(self) -> dict[bytes, int]:
         """Number of each prototype; a hash, as equal looks need no distances."""

@@ -44,7 +44,7 @@ def check_finite(tree: Any, name: str) -> None:
     if isinstance(tree, Mapping | list | tuple):
         for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
             check_finite(value, f"{name}.{key}")
-    elif not (torch.as_tensor(tree).isfinite().all() if isinstance(tree, Tensor | float) else True):
+    elif isinstance(tree, Tensor | float) and not torch.as_tensor(tree).isfinite().all():
         raise RunError(f"{name} is not finite, and nothing that is not finite is saved.")
 
 
