@@ -137,7 +137,7 @@ TASKS = {
     ),
     "count_recall_medium": Task(
         popgym("CountRecallMedium"),
-        1_000_000,
+        2_000_000,
         "return",
         1,
         -0.40,
