@@ -31,8 +31,6 @@ DIFFERENT = {
     "palmer_fixed_gate": {"fixed_gate"},
     "palmer_no_age": {"age_coef"},
 }
-# Commits that taught PALMER's memories alone unless a flag said 0, with which they do what there is no flag for now.
-TAUGHT_ALONE = ("dd879b6", "a82a48d")
 RESULTS = Path(__file__).resolve().parent.parent / "results/scorecard/runs.csv"
 SCRIPTS = {"palmer": ppo_palmer, "lstm": ppo_lstm, "trxl": ppo_trxl}
 
@@ -66,10 +64,6 @@ def test_published_rows_were_made_with_the_settings_of_their_task(tmp_path, monk
     for row in rows:
         task, agent = row["experiment"].split("/")
         words = ["python", *scorecard.command(Options(), task, agent, int(row["seed"]))]
-        if row["commit"][:7] in TAUGHT_ALONE and row["command"].endswith(" --alone-coef 0"):
-            folder = words.index("--run-dir") + 1
-            words[folder] = words[folder].replace("/palmer/", "/palmer_no_alone/")
-            words += ["--alone-coef", "0"]
         assert row["command"] == shlex.join(words)
 
 
