@@ -1,16 +1,17 @@
-"""study/plot_scorecard.py and study/measure_chance.py: what counts on the scorecard, and what is compared."""
+"""The tables of the scorecard: what counts there, and what chance and a player without memory get."""
 
 import csv
 import math
 import re
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pandas as pd
 import pytest
 
 from harness.input_error import InputError
-from study import figures, measure_chance, plot_scorecard
+from study import figures, measure_blind, measure_chance, plot_scorecard
 from study.plot_scorecard import with_soon
 from study.scorecard import ABLATIONS, AGENTS, TASKS
 
@@ -468,3 +469,30 @@ def test_chance_is_that_of_a_known_task(tmp_path):
 def test_chance_is_written_somewhere(tmp_path):
     with pytest.raises(InputError, match="--out .*: must be a file that can be written"):
         measure_chance.main(measure_chance.Options(("parity_25",), tmp_path))
+
+
+class TwoCards(gymnasium.Env):
+    """Two cards, each turned up for good: a card that already lies face up costs 10, its turning earns 1."""
+
+    observation_space = gymnasium.spaces.MultiDiscrete([3, 3])
+    action_space = gymnasium.spaces.Discrete(2)
+    seeds = []
+
+    def reset(self, *, seed=None, options=None):
+        self.seeds.append(seed)
+        self.cards = np.array([2, 2])
+        return self.cards.copy(), {}
+
+    def step(self, action):
+        reward = 1.0 if self.cards[action] == 2 else -10.0
+        self.cards[action] = 0
+        return self.cards.copy(), reward, not (self.cards == 2).any(), False, {}
+
+
+def test_a_player_without_memory_turns_each_card_that_lies_face_down_and_no_other(tmp_path, monkeypatch):
+    rng, observation = np.random.default_rng(0), np.array([0, 2, 1, 2])
+    assert {measure_blind.turn(observation, np.full(4, 2), rng) for _ in range(100)} == {1, 3}
+    monkeypatch.setattr(gymnasium, "make", lambda env_id: TwoCards())
+    measure_blind.main(measure_blind.Options(tmp_path / "blind.csv", episodes=3))
+    assert (tmp_path / "blind.csv").read_text().split() == ["task,episodes,return", "concentration_easy,3,2.0"]
+    assert TwoCards.seeds == [0, 1, 2]
