@@ -86,7 +86,7 @@ TASKS = {
     "noisy_s17random": Task("palmer/NoisyMemoryS17Random-v0", 600_000, "success", 1, 0.95),
     "repeat_first_medium": Task(
         popgym("RepeatFirstMedium"),
-        600_000,
+        1_200_000,
         "return",
         1,
         0.95,
