@@ -26,7 +26,7 @@ TEMPLATE = """
 #show raw.where(block: true): set text(size: 7.2pt)
 #show link: set text(fill: rgb("#1c5fb0"))
 #set table(inset: (x: 3pt, y: 2.5pt), stroke: (x, y) => if y == 1 { (top: 0.6pt) } else { none })
-#show table: set text(size: 7pt)
+#show table: set text(size: 7pt, hyphenate: true)
 #show table: it => { show raw: set text(size: 6.2pt); it }
 #show table: set par(justify: false)
 #show figure.where(kind: table): set block(breakable: true)

@@ -79,6 +79,7 @@ CHANGES = {
     "cut transformer": "Transformer cut off",
 }
 BASELINES = ("palmer", "lstm", "trxl")  # PALMER and they
+PANELS = 4  # in a row of a figure
 LEAST_SEEDS = 3  # fewer tell nothing about which agent is better
 
 
@@ -343,9 +344,8 @@ def lengths_table(lengths: pd.DataFrame) -> list[list[str]]:
 def task_panels(table: pd.DataFrame) -> tuple[plt.Figure, dict[str, plt.Axes]]:
     """A figure with a panel for each task that the table has rows of, by the task's name."""
     names = [name for name in TASKS if name in set(table["task"])]
-    columns = 4
-    rows = -(-len(names) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(13, 2.6 * rows))
+    rows = -(-len(names) // PANELS)
+    figure, axes = plt.subplots(rows, PANELS, figsize=(13, 2.6 * rows))
     for ax in axes.ravel()[len(names) :]:
         ax.axis("off")
     panels = dict(zip(names, axes.ravel(), strict=False))
@@ -440,7 +440,9 @@ def plot_parts(curves: pd.DataFrame) -> None:
     names = [name for name in TASKS if name in asked]
     if not names:
         return
-    figure, axes = plt.subplots(1, len(names) + 1, figsize=(3.1 * (len(names) + 1), 3.4))
+    rows = -(-(len(names) + 1) // PANELS)  # the last panel is the legend's
+    figure, axes = plt.subplots(rows, PANELS, figsize=(3.1 * PANELS, 2.9 * rows), squeeze=False)
+    axes = axes.flatten()
     tab = plt.get_cmap("tab20").colors  # the dark ones first, but for red and orange, which SHADES has
     shades = dict(zip(PARTS, tab[8::2] + tab[0:5:4] + tab[1::4], strict=False)) | SHADES
     lines = {}
@@ -451,7 +453,8 @@ def plot_parts(curves: pd.DataFrame) -> None:
                 count, values = by_seed(here, TASKS[name].tells)
                 (lines[label],) = ax.plot(count / 1e6, np.median(values, 0), color=shades[agent], lw=1.3)
         ax.set(title=NAMES[name], xlabel="environment steps (millions)")
-    axes[-1].axis("off")
+    for ax in axes[len(names) :]:
+        ax.axis("off")
     labels = [label for label in PARTS.values() if label in lines]
     axes[-1].legend([lines[label] for label in labels], labels, frameon=False, fontsize=8, title="without")
     save(figure, "scorecard_parts")
