@@ -440,8 +440,9 @@ def plot_parts(curves: pd.DataFrame) -> None:
     names = [name for name in TASKS if name in asked]
     if not names:
         return
-    rows = -(-(len(names) + 1) // PANELS)  # the last panel is the legend's
-    figure, axes = plt.subplots(rows, PANELS, figsize=(3.1 * PANELS, 2.9 * rows), squeeze=False)
+    columns = min(PANELS, len(names) + 1)  # the last panel is the legend's
+    rows = -(-(len(names) + 1) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.9 * rows), squeeze=False)
     axes = axes.flatten()
     tab = plt.get_cmap("tab20").colors  # the dark ones first, but for red and orange, which SHADES has
     shades = dict(zip(PARTS, tab[8::2] + tab[0:5:4] + tab[1::4], strict=False)) | SHADES
