@@ -341,13 +341,16 @@ def lengths_table(lengths: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
-def task_panels(table: pd.DataFrame) -> tuple[plt.Figure, dict[str, plt.Axes]]:
-    """A figure with a panel for each task that the table has rows of, by the task's name."""
+def task_panels(table: pd.DataFrame, spare: int = 0) -> tuple[plt.Figure, dict[str, plt.Axes]]:
+    """A figure with a panel for each task that the table has rows of, by the task's name, and `spare` empty ones."""
     names = [name for name in TASKS if name in set(table["task"])]
-    rows = -(-len(names) // PANELS)
+    needed = len(names) + spare
+    rows = -(-needed // PANELS)
     figure, axes = plt.subplots(rows, PANELS, figsize=(13, 2.6 * rows))
-    for ax in axes.ravel()[len(names) :]:
+    for ax in axes.ravel()[len(names) : needed]:
         ax.axis("off")
+    for ax in axes.ravel()[needed:]:
+        ax.remove()
     panels = dict(zip(names, axes.ravel(), strict=False))
     for name, ax in panels.items():
         ax.set_title(NAMES[name], fontsize=8)
@@ -437,27 +440,21 @@ def plot_parts(curves: pd.DataFrame) -> None:
     curves = with_tasks(curves)
     curves = curves[curves["agent"].isin(PARTS)]
     asked = set(curves.loc[curves["agent"] != "palmer", "task"])
-    names = [name for name in TASKS if name in asked]
-    if not names:
+    if not asked:
         return
-    columns = min(PANELS, len(names) + 1)  # the last panel is the legend's
-    rows = -(-(len(names) + 1) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.9 * rows), squeeze=False)
-    axes = axes.flatten()
+    figure, panels = task_panels(curves[curves["task"].isin(asked)], spare=1)
     tab = plt.get_cmap("tab20").colors  # the dark ones first, but for red and orange, which SHADES has
     shades = dict(zip(PARTS, tab[8::2] + tab[0:5:4] + tab[1::4], strict=False)) | SHADES
     lines = {}
-    for ax, name in zip(axes, names, strict=False):
+    for name, ax in panels.items():
         for agent, label in PARTS.items():
             here = curves[(curves["task"] == name) & (curves["agent"] == agent)]
             if len(here):
                 count, values = by_seed(here, TASKS[name].tells)
                 (lines[label],) = ax.plot(count / 1e6, np.median(values, 0), color=shades[agent], lw=1.3)
-        ax.set(title=NAMES[name], xlabel="environment steps (millions)")
-    for ax in axes[len(names) :]:
-        ax.axis("off")
     labels = [label for label in PARTS.values() if label in lines]
-    axes[-1].legend([lines[label] for label in labels], labels, frameon=False, fontsize=8, title="without")
+    figure.axes[-1].legend([lines[label] for label in labels], labels, frameon=False, fontsize=8, title="without")
+    figure.supxlabel("environment steps (millions)", fontsize=8)
     save(figure, "scorecard_parts")
 
 
