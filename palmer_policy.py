@@ -399,6 +399,36 @@ def episode_clock(clock: Tensor, episode_start: Tensor) -> tuple[Tensor, Tensor]
     return t - first, first
 
 
+class AttentionWeights(torch.autograd.Function):
+    """The weights of softmax attention, w = softmax(q k^T / sqrt(D/H)) (Vaswani et al. 2017), of float64 logits.
+
+    A sharp head's logits are sums of 80 and more, which float32 adds up otherwise for one query than for many, 1e-5
+    away. Where a few hundred steps are attended to that was enough for the policy that is updated to be another, by
+    1e-4, than the one that acted. PyTorch's fused kernel takes twice as long in float64 as this, which leaves
+    everything but the logits, and so the backward pass, in float32.
+
+    forward: q (B, H, T, D/H), k (B, H, C + T, D/H), hidden (B, 1, T, C + T) bool: what a query does not see
+             -> weights (B, H, T, C + T), 0 where hidden; the rows sum to 1
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, hidden):
+        logits = (q.double() @ k.double().transpose(-1, -2)).mul_(1 / math.sqrt(q.shape[-1]))  # ONNX has no mT
+        logits = logits.masked_fill_(hidden, -math.inf)
+        logits -= logits.amax(-1, keepdim=True)  # float32 has digits enough for how far each is below the largest
+        weights = logits.to(q.dtype).softmax(-1)
+        ctx.save_for_backward(q, k, weights)
+        return weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        q, k, weights = ctx.saved_tensors
+        grad = grad * weights
+        grad = (grad - weights * grad.sum(-1, keepdim=True)) / math.sqrt(q.shape[-1])
+        return grad @ k, grad.mT @ q, None
+
+
 class TransformerLayer(nn.Module):
     """Pre-norm self-attention and feed-forward (Vaswani et al. 2017; Parisotto et al. 2019 on the norm's place)."""
 
@@ -429,8 +459,8 @@ class TransformerLayer(nn.Module):
             keys_values = cache.window
         k, v = keys_values.chunk(2, -1)
         attended = [
-            F.scaled_dot_product_attention(q[:, :, queries], k[:, :, keys], v[:, :, keys], attn_mask=mask)
-            for queries, keys, mask in blocks
+            AttentionWeights.apply(q[:, :, queries], k[:, :, keys], hidden) @ v[:, :, keys]
+            for queries, keys, hidden in blocks
         ]
         attended = attended[0] if len(attended) == 1 else torch.cat(attended, 2)
         x = x + self.project(attended.permute(2, 0, 1, 3).reshape(T, B, D))
@@ -447,9 +477,8 @@ class TransformerLayer(nn.Module):
         q, keys_values = self.project_in(x)
         k, _ = torch.cat((cache.window, keys_values), 2).chunk(2, -1)
         weights = q.new_zeros(*q.shape[:3], k.shape[2])
-        for queries, keys, mask in blocks:
-            logits = q[:, :, queries] @ k[:, :, keys].mT / math.sqrt(q.shape[-1])
-            weights[:, :, queries, keys] = (logits + mask).softmax(-1)
+        for queries, keys, hidden in blocks:
+            weights[:, :, queries, keys] = AttentionWeights.apply(q[:, :, queries], k[:, :, keys], hidden)
         return weights
 
 
@@ -539,7 +568,7 @@ class TransformerMemory(nn.Module):
             t = 2   . .     . . x .      <- episode start
             t = 3   . .     . . x x
 
-        Returns (queries, keys, mask) for blocks of queries: two slices, and an additive mask (B, 1, queries, keys).
+        Returns (queries, keys, hidden) for blocks of queries: two slices, and (B, 1, queries, keys) bool.
         Every row has a key: a query always sees its own step.
         """
         T, device = first.shape[0], first.device
@@ -554,9 +583,7 @@ class TransformerMemory(nn.Module):
             key = torch.arange(oldest, C + end, device=device)
             rows = lowest[start:end].t()[:, None, :, None]  # (B, 1, queries, 1)
             hidden = (key < rows) | (key > position[start:end, None])
-            # Of the queries' own type: a float32 mask beside float64 queries is misread without a word.
-            mask = self.frequency.new_zeros(hidden.shape).masked_fill_(hidden, -math.inf)
-            blocks.append((slice(start, end), slice(oldest, C + end), mask))
+            blocks.append((slice(start, end), slice(oldest, C + end), hidden))
         return blocks
 
 

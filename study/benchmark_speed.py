@@ -12,8 +12,7 @@ from RGB where no other task is named:
 1. rollouts until the agent's memory is full, so that none is cheap because it is empty, and until observations that
    do not repeat have been found not to;
 2. a warm-up iteration (a rollout and one epoch), in which floating-point operations are counted: matrix products,
-   convolutions and attention as the kernels compute them, so with the masked keys and, backwards, the scores that
-   are computed a second time. Element by element operations do not count;
+   and convolutions, those of attention with the masked keys. Element by element operations do not count;
 3. iterations until --seconds are over, one at least. The one with the median duration is reported. Phases are
    timed by wrapping the functions while they run; on a GPU that waits for it before and after each. The phase of
    the memory aids is what they make of a rollout; their losses are part of the update;
@@ -50,7 +49,7 @@ from typing import Annotated, Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from harness.checkpoint import write_json
 from harness.flags import Range, check_args, run_script
@@ -72,9 +71,9 @@ MATRIX_SIZE = 2048
 NAMES = {"palmer": "PALMER", "lstm": "PPO-LSTM", "trxl": "PPO-TrXL"}
 # Operations that do the arithmetic, by the ends of their names; all others move, combine or reduce elements.
 KINDS = {
-    "matrix products": ("::mm", "::addmm", "::bmm", "::baddbmm"),
+    "matrix products": ("::mm", "::addmm"),
     "convolutions": ("::mkldnn_convolution", "::convolution_backward", "::_slow_conv2d_forward"),
-    "attention": ("_attention_for_cpu", "_attention_for_cpu_backward"),
+    "attention": ("::bmm", "::_softmax"),  # nothing else has products of many small matrices, or a softmax
 }
 PHASES = ("environment", "policy in the rollout", "rest of the rollout", "memory aids", "advantages", "update")
 
@@ -280,9 +279,9 @@ def count_flops(agent: Agent, carry: Any) -> tuple[dict[str, float], Any]:
     each sees the same steps.
     """
     steps = agent.args.num_envs * agent.args.num_steps
-    with flop_counter() as in_rollout:
+    with FlopCounterMode(display=False) as in_rollout:
         batch, carry = agent.play(carry)
-    with flop_counter() as in_epoch:
+    with FlopCounterMode(display=False) as in_epoch:
         agent.with_flags(update_epochs=1).learn(batch)
     flops = {
         "rollout": in_rollout.get_total_flops() / steps,
@@ -319,23 +318,6 @@ def profile_minibatch(agent: Agent, batch: Any) -> dict[str, float]:
     with patch.object(agent.script, "minibatch_step", step):
         agent.with_flags(update_epochs=1).learn(batch)
     return {kind: total[kind] for kind in (*KINDS, "element by element", "between operations")}
-
-
-def flop_counter() -> FlopCounterMode:
-    """PyTorch's counter, with the CPU's attention kernel, which it does not know."""
-
-    def forward(query, key, value, *_, **__):
-        return sdpa_flop_count(query, key, value)
-
-    def backward(grad_out, query, key, value, *_, **__):
-        return sdpa_backward_flop_count(grad_out, query, key, value)
-
-    aten = torch.ops.aten
-    formulas = {
-        aten._scaled_dot_product_flash_attention_for_cpu: forward,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
-    }
-    return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
 def timed_iteration(agent: Agent, carry: Any) -> tuple[dict[str, float], Any, Any]:

@@ -81,10 +81,10 @@ def flops_by_hand(
     rollout = encoded[0] * (convolution + encoder_output) + N * ((T + 1) * step + layers * attended * 2 * product)
 
     # Backwards there are two products for each one: for the weights and for the input, which frames do not need.
-    # Attention makes 2 products forward and 5 backward, one of which computes the scores again.
+    # Attention makes 2 products forward and 4 backward.
     recall = 2 * D * K
     encoding = sum(encoded[1:]) * (2 * convolution + 3 * encoder_output)
-    attention = layers * T * T * 7 * product
+    attention = layers * T * T * 6 * product
     # Recall by age: three layers of a query, a key of each candidate, and their products in each of the minibatches.
     age = 3 * (N * T * 3 * 2 * D * D + sum(candidates) * 2 * D * D)
     age += 3 * sum(candidates) * N * T // len(candidates) * 2 * D

@@ -319,14 +319,14 @@ def test_of_a_long_episode_the_first_steps_are_shown(tmp_path, monkeypatch):
 def test_attention_is_that_with_which_the_policy_acts(tmp_path, monkeypatch, script):
     """Caught where the policy attends, step by step while it plays."""
     caught = []
-    attend = palmer_policy.F.scaled_dot_product_attention
+    attend = palmer_policy.AttentionWeights.apply
 
-    def watched(q, k, v, attn_mask):
+    def watched(q, k, hidden):
         if q.shape[2] == 1:  # of a step; the page runs over the whole episode
-            caught.append((q @ k.mT / q.shape[-1] ** 0.5 + attn_mask).softmax(-1)[0, :, 0])
-        return attend(q, k, v, attn_mask=attn_mask)
+            caught.append((q @ k.mT / q.shape[-1] ** 0.5).masked_fill(hidden, -torch.inf).softmax(-1)[0, :, 0])
+        return attend(q, k, hidden)
 
-    monkeypatch.setattr(palmer_policy.F, "scaled_dot_product_attention", watched)
+    monkeypatch.setattr(palmer_policy.AttentionWeights, "apply", watched)
     flags = {"trxl_layers": 2, "trxl_heads": 4, "memory_length": 6}
     task = TaskArgs("MiniGrid-MemoryS9-v0", obs_mode="symbolic", max_episode_steps=20)
     (agent,) = data_of(page_of(tmp_path / "p.html", task, script, episodes=1, flags=flags))["agents"]

@@ -13,6 +13,7 @@ import ppo_trxl
 from harness.input_error import InputError
 from palmer_policy import (
     AdaptiveGate,
+    AttentionWeights,
     Categoricals,
     GatedLinear,
     Gaussians,
@@ -205,10 +206,10 @@ def test_attention_mask_by_hand():
     clock, start = torch.tensor([2]), torch.tensor([[0], [0], [1], [0]]).bool()
     position, first = episode_clock(clock, start)
     assert position[:, 0].tolist() == [2, 3, 0, 1]
-    ((queries, keys, mask),) = memory.attention_blocks(first, C=2)
+    ((queries, keys, hidden),) = memory.attention_blocks(first, C=2)
     assert (queries, keys) == (slice(0, 4), slice(0, 6))
     seen = [[1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 1, 1]]
-    assert (mask[0, 0] == 0).int().tolist() == seen
+    assert (~hidden[0, 0]).int().tolist() == seen
 
 
 @pytest.mark.parametrize("script", WITH_TRANSFORMER)
@@ -250,6 +251,38 @@ def test_lstm_gradients_with_resets():
     inputs = [torch.randn(shape, dtype=torch.double, requires_grad=True) for shape in shapes]
     keep = torch.tensor([[1, 1], [0, 1], [1, 1], [1, 0], [1, 1]], dtype=torch.double)[..., None]
     assert torch.autograd.gradcheck(LSTMScan.apply, (*inputs, keep))
+
+
+def attention_case(T, S, dtype):
+    """q, k of D/H = 32; hidden is the future and, of every second sequence, the first key but for query 0."""
+    q, k = torch.randn(4, 2, T, 32, dtype=dtype), torch.randn(4, 2, S, 32, dtype=dtype)
+    hidden = torch.ones(T, S, dtype=torch.bool).triu(S - T + 1).repeat(4, 1, 1, 1)
+    hidden[::2, :, 1:, 0] = True
+    return q, k, hidden
+
+
+def test_attention_weights_and_their_gradients_are_those_of_pytorch():
+    torch.manual_seed(0)
+    q, k, hidden = attention_case(5, 7, torch.double)
+    v = torch.randn(4, 2, 7, 32, dtype=torch.double)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=~hidden)
+    torch.testing.assert_close(AttentionWeights.apply(q, k, hidden) @ v, expected)
+    inputs = (q[:, :1, :, :3].clone().requires_grad_(), k[:, :1, :, :3].clone().requires_grad_())
+    assert torch.autograd.gradcheck(AttentionWeights.apply, (*inputs, hidden))
+
+
+@torch.no_grad()
+def test_one_query_gets_the_weights_of_many_however_sharp_attention_is():
+    """With logits of 100, where those of a float32 kernel differ by 1e-5 and so do its weights."""
+    torch.manual_seed(0)
+    q, k, hidden = attention_case(400, 400, torch.float32)
+    q *= 100 / (q @ k.mT / 32**0.5).abs().max()
+    whole = AttentionWeights.apply(q, k, hidden)
+    for t in range(400):
+        one = AttentionWeights.apply(q[:, :, t : t + 1], k[:, :, : t + 1], hidden[:, :, t : t + 1, : t + 1])
+        torch.testing.assert_close(one, whole[:, :, t : t + 1, : t + 1], atol=1e-6, rtol=0)
+    exact = AttentionWeights.apply(q.double(), k.double(), hidden)
+    torch.testing.assert_close(whole.double(), exact, atol=1e-6, rtol=0)
 
 
 def test_gate_blends_element_by_element():
