@@ -111,7 +111,7 @@ class InDouble(nn.Module):
 
 
 def put_in_double(policy: MemoryPolicy) -> None:
-    """What follows the memories, and the Transformer but for its attention, in float64.
+    """What follows the memories, and the Transformer but for attention's weights and values, in float64.
 
     Logits of 15 are sums of larger numbers: in float32 two libraries agree within 1.2e-5 on them, and no better.
     """

@@ -224,12 +224,15 @@ def parts_table(runs: pd.DataFrame) -> list[list[str]]:
 
 
 def worth_table(runs: pd.DataFrame) -> list[list[str]]:
-    """PALMER without one part of its recipe beside the unchanged, over the tasks and seeds that both have.
+    """PALMER without one part of its recipe beside the unchanged, over the tasks and seeds that both have, and again
+    over the mazes, of which they may have more seeds.
 
     Ways are compared on mazes that all runs of both solve, as a guess is short.
     """
-    rows = [["without", "tasks", "seeds", "runs at the goal", "of the unchanged"]]
-    rows[0] += ["unchanged better", "unchanged sooner", "unchanged has shorter ways on mazes"]
+    rows = [["without", "tasks", "seeds", "runs at the goal", "of the unchanged", "unchanged better"]]
+    rows[0] += ["unchanged sooner", "seeds on mazes", "unchanged sooner on mazes"]
+    rows[0] += ["unchanged has shorter ways on mazes"]
+    mazes = runs["task"].map(is_maze)
     runs = runs.assign(there=runs["measured"] >= runs["task"].map({name: task.goal for name, task in TASKS.items()}))
     for agent, label in PARTS.items():
         pair = ("palmer", agent)
@@ -237,13 +240,16 @@ def worth_table(runs: pd.DataFrame) -> list[list[str]]:
         if not scores:
             continue
         there, late = complete(runs, pair, "there"), complete(runs, pair, "soon")
-        solved = runs[runs["task"].map(is_maze) & runs["agent"].isin(pair)].groupby("task")["there"].transform("all")
+        late_there = complete(runs[mazes], pair, "soon")
+        solved = runs[mazes & runs["agent"].isin(pair)].groupby("task")["there"].transform("all")
         ways = complete(runs.loc[solved.index[solved]], pair, "length")
         seeds, tasks = scores[agent].shape
         row = [label, str(tasks), str(seeds)]
         row += [f"{int(there[which].sum())} of {seeds * tasks}" for which in (agent, "palmer")]
         row.append(probably(scores["palmer"].round(3), scores[agent].round(3)))
         row.append(probably(late[agent], late["palmer"]) if late else "")
+        row.append(str(len(late_there[agent])) if late_there else "")
+        row.append(probably(late_there[agent], late_there["palmer"]) if late_there else "")
         row.append(probably(-ways["palmer"], -ways[agent]) if ways else "")
         rows.append(row)
     return rows

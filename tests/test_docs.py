@@ -2,7 +2,6 @@
 
 import csv
 import re
-from collections import defaultdict
 
 import pytest
 import tyro
@@ -61,28 +60,12 @@ def test_every_table_of_results_is_told_of():
     assert [folder.name for folder in folders if f"`{folder.name}/" not in told] == []
 
 
-# One update each; the first is float32's rounding, as float64 does not show it, the others were not looked into.
-ROUNDED = {
-    ("repeat_first_medium/palmer", "13"): 1.1e-4,
-    ("repeat_previous_hard/palmer_no_age", "13"): 1.2e-4,
-    ("autoencode_easy/palmer_no_age", "13"): 1.8e-4,
-}
-
-
 def test_every_published_run_updated_the_policy_that_acted():
-    """And of those that did not within 1e-4 the report says how many they are, and by how much."""
-    worse = defaultdict(list)
     for table in sorted((ROOT / "results").glob("*/curves.csv")):
         with open(table, newline="", encoding="utf-8") as opened:
             rows = list(csv.DictReader(opened))
         assert rows, table
-        for row in rows:
-            if float(row["ratio_error"]) >= 1e-4:
-                worse[row["experiment"], row["seed"]].append(round(float(row["ratio_error"]), 5))
-    assert worse == {run: [error] for run, error in ROUNDED.items()}
-    told = ", ".join(f"{error:.1e}".replace("e-0", "e-") for error in sorted(ROUNDED.values()))
-    report = (ROOT / "REPORT.md").read_text(encoding="utf-8")
-    assert f"in {len(ROUNDED)} runs one update each was off by more ({told})" in report
+        assert [row for row in rows if not float(row["ratio_error"]) < 1e-4] == [], table
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)

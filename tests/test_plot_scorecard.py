@@ -224,6 +224,8 @@ def test_the_worth_of_a_part_is_told_over_all_tasks_that_lack_it():
     runs.loc[order & (runs["agent"] == "palmer"), "measured"] = 0.96
     guessing = runs[runs["agent"] == "palmer_fixed_gate"].assign(agent="no_fading")
     guessing.loc[(guessing["task"] == "s17random") & (guessing["seed"] == 12), "measured"] = 0.5
+    more = runs[maze & runs["agent"].isin(["palmer", "palmer_fixed_gate"]) & (runs["seed"] == 11)].assign(seed=14)
+    runs = pd.concat([runs, more])
     few = (runs["agent"] == "palmer_no_age") & (runs["seed"] == 11)
     curves = trained({"palmer": (0.2, 0.96), "palmer_fixed_gate": (0.96, 0.96)})
     head, *table = plot_scorecard.worth_table(with_soon(pd.concat([runs[~few], guessing]), curves))
@@ -233,6 +235,8 @@ def test_the_worth_of_a_part_is_told_over_all_tasks_that_lack_it():
     assert (held["tasks"], held["seeds"], held["runs at the goal"]) == ("3", "3", "3 of 9")
     assert held["of the unchanged"] == "6 of 9" and held["unchanged better"].startswith("1.00 ")
     assert held["unchanged sooner"].startswith("0.25 "), "later on one, on the other never; greedy does not count"
+    assert (held["seeds on mazes"], faded["seeds on mazes"]) == ("4", "3")
+    assert held["unchanged sooner on mazes"].startswith("0.50 "), "never, with either"
     assert held["unchanged has shorter ways on mazes"].startswith("1.00 ")
     assert faded["unchanged has shorter ways on mazes"] == "", "one of its runs guesses, which is short"
 
