@@ -237,6 +237,10 @@ def test_the_worth_of_a_part_is_told_over_all_tasks_that_lack_it():
     assert held["unchanged sooner"].startswith("0.25 "), "later on one, on the other never; greedy does not count"
     assert (held["seeds on mazes"], faded["seeds on mazes"]) == ("4", "3")
     assert held["unchanged sooner on mazes"].startswith("0.50 "), "never, with either"
+    solved = curves.assign(experiment="s17random/palmer", success=1.0)
+    head, *table = plot_scorecard.worth_table(with_soon(runs, pd.concat([curves, solved])))
+    sooner = dict(zip(head, table[-1], strict=True))["unchanged sooner on mazes"]
+    assert sooner.startswith("0.88 "), "three seeds of four solve it, with the gate held none"
     assert held["unchanged has shorter ways on mazes"].startswith("1.00 ")
     assert faded["unchanged has shorter ways on mazes"] == "", "one of its runs guesses, which is short"
 
