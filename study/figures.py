@@ -69,6 +69,17 @@ def interval(function, values: dict) -> tuple[dict, dict]:
     return rly.get_interval_estimates(values, function, reps=BOOTSTRAP_REPETITIONS)
 
 
+def probability_of_improvement(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """How probably one of ours (seeds, tasks) is larger than one of theirs (seeds, tasks) on a task drawn at random,
+    ties half (Agarwal et al. 2021, https://arxiv.org/abs/2108.13264).
+
+    What rliable's function of this name gives, which asks SciPy for a whole test of every task of every draw of the
+    bootstrap: the report took ten minutes with it.
+    """
+    ours, theirs = ours[:, None], theirs[None]  # (our seeds, their seeds, tasks)
+    return float(((ours > theirs) + (ours == theirs) / 2).mean((0, 1)).mean())
+
+
 def median(values: pd.Series) -> float:
     """Missing values, of runs that never got there, count as infinitely late."""
     return float(values.fillna(np.inf).median())

@@ -27,6 +27,7 @@ from study.figures import (
     median,
     number,
     panels,
+    probability_of_improvement,
     read,
     replace_numbers,
     replace_table,
@@ -134,7 +135,7 @@ def negated(runs: pd.DataFrame, column: str) -> np.ndarray:
 def better(ours: pd.DataFrame, theirs: pd.DataFrame, column: str) -> str:
     """Probability that a run of ours has less of a column than one of theirs, ties counting half, with interval."""
     pair = {"pair": (negated(ours, column), negated(theirs, column))}
-    probability, bounds = interval(metrics.probability_of_improvement, pair)
+    probability, bounds = interval(probability_of_improvement, pair)
     low, high = bounds["pair"].ravel()
     return f"{float(probability['pair']):.2f} ({low:.2f} to {high:.2f})"
 

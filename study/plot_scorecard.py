@@ -18,6 +18,7 @@ from study.figures import (
     markdown,
     median,
     number,
+    probability_of_improvement,
     read,
     replace_table,
     save,
@@ -291,7 +292,7 @@ def probably(larger: np.ndarray, smaller: np.ndarray) -> str:
     Of scores, or of budgets, where never counts as two: what is compared has to be finite.
     """
     larger, smaller = np.minimum(larger, 2), np.minimum(smaller, 2)
-    better, bounds = interval(metrics.probability_of_improvement, {"": (larger, smaller)})
+    better, bounds = interval(probability_of_improvement, {"": (larger, smaller)})
     low, high = bounds[""].ravel()
     return f"{float(better['']):.2f} ({low:.2f} to {high:.2f})"
 

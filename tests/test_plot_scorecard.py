@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import pandas as pd
 import pytest
+from rliable import metrics
 
 from harness.input_error import InputError
 from study import figures, measure_blind, measure_chance, plot_scorecard
@@ -504,3 +505,18 @@ def test_a_player_without_memory_turns_each_card_that_lies_face_down_and_no_othe
     measure_blind.main(measure_blind.Options(tmp_path / "blind.csv", episodes=3))
     assert (tmp_path / "blind.csv").read_text().split() == ["task,episodes,return", "concentration_easy,3,2.0"]
     assert TwoCards.seeds == [0, 1, 2]
+
+
+@pytest.mark.parametrize("seeds, others, tasks", [(5, 5, 7), (3, 5, 2), (1, 1, 1)])
+def test_probability_of_improvement_is_that_of_rliable(seeds, others, tasks):
+    random = np.random.default_rng(0)
+    ours, theirs = (random.integers(0, 4, (number, tasks)) / 4 for number in (seeds, others))
+    given = figures.probability_of_improvement(ours, theirs)
+    assert given == pytest.approx(metrics.probability_of_improvement(ours, theirs), abs=1e-12)
+    assert given == pytest.approx(1 - figures.probability_of_improvement(theirs, ours), abs=1e-12)
+
+
+def test_who_never_gets_there_ties_with_who_never_does():
+    late = np.array([[np.inf], [1.0]])
+    assert figures.probability_of_improvement(late, late) == 0.5
+    assert figures.probability_of_improvement(late, np.array([[np.inf]])) == 0.25
