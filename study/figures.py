@@ -74,7 +74,7 @@ def probability_of_improvement(ours: np.ndarray, theirs: np.ndarray) -> float:
     ties half (Agarwal et al. 2021, https://arxiv.org/abs/2108.13264).
 
     What rliable's function of this name gives, which asks SciPy for a whole test of every task of every draw of the
-    bootstrap: the report took ten minutes with it.
+    bootstrap: most of the report's time went there.
     """
     ours, theirs = ours[:, None], theirs[None]  # (our seeds, their seeds, tasks)
     return float(((ours > theirs) + (ours == theirs) / 2).mean((0, 1)).mean())

@@ -289,9 +289,8 @@ def card_aggregates_table(runs: pd.DataFrame) -> list[list[str]]:
 def probably(larger: np.ndarray, smaller: np.ndarray) -> str:
     """How probably one of the first (seeds, tasks) is larger than one of the others on a task drawn at random.
 
-    Of scores, or of budgets, where never counts as two: what is compared has to be finite.
+    Of scores, or of budgets, which are infinite where training was never there.
     """
-    larger, smaller = np.minimum(larger, 2), np.minimum(smaller, 2)
     better, bounds = interval(probability_of_improvement, {"": (larger, smaller)})
     low, high = bounds[""].ravel()
     return f"{float(better['']):.2f} ({low:.2f} to {high:.2f})"
